@@ -1,0 +1,461 @@
+#!/usr/bin/python
+# Copyright (c) The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Bring all objects of one component to what was rendered, in one go."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: manifests
+short_description: Bring all objects of one component to what was rendered
+version_added: 0.1.0
+description:
+  - Applies all objects of a component server-side, in one process and over one connection. Then it waits for all
+    workloads together, and deletes what carries the component's labels but is no longer rendered.
+  - In check mode the API server runs every change dry, so that the diff is what it would store. Where there is no
+    cluster yet, or the namespace is still to be made, the module says what would be created instead of failing.
+  - Secrets are handed over apart. Their values appear in no diff, result or message, only fingerprints do; a value
+    that is to be generated is made once and kept.
+  - A workload that does not become ready fails with the reason of its newest pod and its last log lines.
+options:
+  component:
+    description: Whose objects these are; the value of O(component_label).
+    type: str
+    required: true
+  definitions:
+    description: The objects. Each carries the labels that pruning looks for. Secrets are refused here.
+    type: list
+    elements: dict
+    default: []
+  secrets:
+    description: Secrets of the component.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Name of the Secret.
+        type: str
+        required: true
+      namespace:
+        description: Namespace of the Secret.
+        type: str
+        required: true
+      labels:
+        description: Labels beside those that pruning looks for.
+        type: dict
+        default: {}
+      data:
+        description: Values that are given, as text. A key that is no longer given is removed.
+        type: dict
+        default: {}
+      generated:
+        description: Keys whose values are generated when absent (43 characters, 256 bits), and kept otherwise.
+        type: list
+        elements: str
+        default: []
+  prune:
+    description: Delete objects of the component that are no longer rendered.
+    type: bool
+    default: true
+  prune_kinds:
+    description: >-
+      Kinds that are looked through, as C(apiVersion/Kind). Namespaces and volume claims are not among them: what
+      holds data is deleted by hand.
+    type: list
+    elements: str
+    default:
+      - v1/ConfigMap
+      - v1/Secret
+      - v1/Service
+      - v1/ServiceAccount
+      - apps/v1/DaemonSet
+      - apps/v1/Deployment
+      - apps/v1/StatefulSet
+      - batch/v1/CronJob
+      - batch/v1/Job
+      - networking.k8s.io/v1/Ingress
+      - networking.k8s.io/v1/NetworkPolicy
+      - policy/v1/PodDisruptionBudget
+      - autoscaling/v2/HorizontalPodAutoscaler
+      - rbac.authorization.k8s.io/v1/Role
+      - rbac.authorization.k8s.io/v1/RoleBinding
+      - rbac.authorization.k8s.io/v1/ClusterRole
+      - rbac.authorization.k8s.io/v1/ClusterRoleBinding
+  wait_timeout_s:
+    description: How long all workloads together may take to become ready, in seconds. V(0) does not wait.
+    type: int
+    default: 180
+  wait_sleep_s:
+    description: Pause between two looks, in seconds.
+    type: float
+    default: 1
+  field_manager:
+    description: Name under which the API server records which fields are ours.
+    type: str
+    default: hearth
+  managed_by:
+    description: Value of the label C(app.kubernetes.io/managed-by) that pruning looks for.
+    type: str
+    default: hearth
+  component_label:
+    description: Key of the label that names the component.
+    type: str
+    default: hearth.homelab/component
+  kubeconfig:
+    description: Kubeconfig on the controller. Without it, E(K8S_AUTH_KUBECONFIG) and the client's own default count.
+    type: path
+  context:
+    description: Context of the kubeconfig; its current one when absent.
+    type: str
+requirements:
+  - kubernetes >= 24.2.0
+  - PyYAML
+attributes:
+  check_mode:
+    support: full
+    description: Server-side dry run.
+  diff_mode:
+    support: full
+    description: Before and after of every object that changes; fingerprints for Secrets.
+author:
+  - The Hearth developers (@hearth)
+"""
+
+EXAMPLES = r"""
+- name: Apply what was rendered
+  homelab.hearth.manifests:
+    kubeconfig: ~/.kube/hearth.yaml
+    component: gateway
+    definitions: "{{ lookup('ansible.builtin.template', 'gateway.yaml.j2') | from_yaml_all }}"
+    secrets:
+      - name: gateway-tokens
+        namespace: hearth
+        generated: [operator]
+  delegate_to: localhost
+"""
+
+RETURN = r"""
+created:
+  description: Objects that were, or would be, created.
+  returned: always
+  type: list
+  elements: str
+updated:
+  description: Objects that were, or would be, changed.
+  returned: always
+  type: list
+  elements: str
+pruned:
+  description: Objects that were, or would be, deleted because they are no longer rendered.
+  returned: always
+  type: list
+  elements: str
+unchanged:
+  description: How many objects were as wanted already.
+  returned: always
+  type: int
+cluster:
+  description: Empty, or in check mode why no cluster was asked.
+  returned: always
+  type: str
+"""
+
+import base64
+import secrets
+import time
+from typing import Any
+
+from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
+    AUTH_SPEC,
+    AnsibleK8SModule,
+    Cluster,
+    ClusterError,
+    NoClusterError,
+)
+from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
+    DefinitionError,
+    Object,
+    PodProblem,
+    check,
+    comparable,
+    in_order,
+    not_ready,
+    pod_problem,
+    redacted,
+    title,
+)
+
+try:
+    import yaml
+except ImportError:
+    yaml = None
+
+GENERATED_BYTES = 32
+LOG_LINES = 15
+
+
+class ManifestsError(Exception):
+    """Why the component is not as rendered, in words for the operator."""
+
+
+class Changes:
+    """What happened, or would happen, to each object."""
+
+    def __init__(self) -> None:
+        self.created: list[str] = []
+        self.updated: list[str] = []
+        self.pruned: list[str] = []
+        self.unchanged = 0
+        self.diff: list[dict[str, str]] = []
+
+    def note(self, name: str, before: Object, after: Object) -> None:
+        if before == after:
+            self.unchanged += 1
+            return
+        (self.updated if before and after else self.created if after else self.pruned).append(name)
+        texts = [yaml.safe_dump(side, sort_keys=True, width=120) if side else "" for side in (before, after)]
+        self.diff.append({"before_header": name, "after_header": name, "before": texts[0], "after": texts[1]})
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "changed": bool(self.created or self.updated or self.pruned),
+            "created": self.created,
+            "updated": self.updated,
+            "pruned": self.pruned,
+            "unchanged": self.unchanged,
+            "diff": self.diff,
+        }
+
+
+def _encode(value: Any) -> str:
+    return base64.b64encode(str(value).encode()).decode()
+
+
+def secret_definition(
+    wanted: dict[str, Any], labels: dict[str, str], existing: Object | None
+) -> tuple[Object, list[str]]:
+    """The Secret to apply, and the values that were made or kept for it (for the module's list of things never to print)."""
+    kept = (existing or {}).get("data") or {}
+    data = {key: _encode(value) for key, value in wanted["data"].items()}
+    values = []
+    for key in wanted["generated"]:
+        # An empty value is none: somebody created the key and never filled it.
+        data[key] = kept.get(key) or _encode(secrets.token_urlsafe(GENERATED_BYTES))
+        values.append(base64.b64decode(data[key]).decode())
+    definition = {
+        "apiVersion": "v1",
+        "kind": "Secret",
+        "metadata": {"name": wanted["name"], "namespace": wanted["namespace"], "labels": {**wanted["labels"], **labels}},
+        "type": "Opaque",
+        "data": data,
+    }
+    return definition, values
+
+
+class Run:
+    """One run of the module against a cluster that answers."""
+
+    def __init__(self, module: AnsibleK8SModule, cluster: Cluster, labels: dict[str, str]) -> None:
+        self.module, self.params, self.cluster, self.labels = module, module.params, cluster, labels
+        self.changes = Changes()
+        self.missing_namespaces: set[str] = set()
+
+    def _apply(self, definition: Object, existing: Object | None, view: Any) -> Object:
+        name = title(definition)
+        if definition["metadata"].get("namespace") in self.missing_namespaces:
+            # Check mode: the dry run of an object in a namespace that is only about to be made is refused.
+            self.changes.note(name, {}, view(definition))
+            return definition
+        stored = self.cluster.apply(definition)
+        if definition["kind"] == "Namespace" and existing is None and self.cluster.dry_run:
+            self.missing_namespaces.add(definition["metadata"]["name"])
+        self.changes.note(name, view(existing), view(stored))
+        return stored
+
+    def _existing(self, definition: Object) -> Object | None:
+        meta = definition["metadata"]
+        return self.cluster.get(definition["apiVersion"], definition["kind"], meta["name"], meta.get("namespace"))
+
+    def apply(self) -> list[Object]:
+        """Namespaces, then Secrets, then the rest; returns the workloads to wait for."""
+        ordered = in_order(self.params["definitions"])
+        namespaces = [d for d in ordered if d["kind"] == "Namespace"]
+        for definition in namespaces:
+            self._apply(definition, self._existing(definition), comparable)
+        for wanted in self.params["secrets"]:
+            existing = self.cluster.get("v1", "Secret", wanted["name"], wanted["namespace"])
+            definition, values = secret_definition(wanted, self.labels, existing)
+            self.module._module.no_log_values.update(values)
+            self._apply(definition, existing, redacted)
+        stored = [self._apply(d, self._existing(d), comparable) for d in ordered if d["kind"] != "Namespace"]
+        return [] if self.cluster.dry_run else [s for s in stored if not_ready(s)]
+
+    def prune(self) -> None:
+        wanted = {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in self.params["definitions"]}
+        wanted |= {("Secret", s["namespace"], s["name"]) for s in self.params["secrets"]}
+        selector = ",".join(f"{key}={value}" for key, value in sorted(self.labels.items()))
+        for kind in self.params["prune_kinds"]:
+            api_version, _, kind_name = kind.rpartition("/")
+            for found in self.cluster.list(api_version, kind_name, selector):
+                meta = found["metadata"]
+                # What has an owner goes with it (a Job of a CronJob); what is going already needs no second push.
+                if meta.get("ownerReferences") or meta.get("deletionTimestamp"):
+                    continue
+                if (kind_name, meta.get("namespace"), meta["name"]) in wanted:
+                    continue
+                self.cluster.delete(found)
+                self.changes.note(title(found), redacted(found) if kind_name == "Secret" else comparable(found), {})
+
+    # --- waiting
+
+    def _newest_pod(self, workload: Object) -> Object | None:
+        labels = ((workload.get("spec") or {}).get("selector") or {}).get("matchLabels") or {}
+        if workload["kind"] == "Job":
+            labels = {"batch.kubernetes.io/job-name": workload["metadata"]["name"]}
+        selector = ",".join(f"{key}={value}" for key, value in labels.items())
+        pods = self.cluster.list("v1", "Pod", selector, workload["metadata"]["namespace"])
+        living = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
+        return max(living, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
+
+    def _explain(self, workload: Object, lack: str) -> tuple[str, bool]:
+        """Why a workload is not ready, and whether waiting is in vain."""
+        text = f"{title(workload)} is not ready: {lack}"
+        pod = self._newest_pod(workload)
+        if pod is None:
+            return f"{text}; it has no pod (kubectl -n {workload['metadata']['namespace']} describe its ReplicaSet)", False
+        problem: PodProblem | None = pod_problem(pod)
+        if problem is None:
+            return text, False
+        text += f"; pod {pod['metadata']['name']}: {problem.text}"
+        if problem.container:
+            running = any(
+                (c.get("state") or {}).get("running") for c in pod["status"].get("containerStatuses") or [] if c["name"] == problem.container
+            )
+            lines = self.cluster.logs(
+                pod["metadata"]["namespace"], pod["metadata"]["name"], problem.container, problem.crashed and running, LOG_LINES
+            )
+            if lines:
+                text += "; its last log lines:\n" + "\n".join(f"  {line}" for line in lines)
+        return text, problem.hopeless
+
+    def wait(self, pending: list[Object]) -> None:
+        """Wait for all workloads together.
+
+        :raises ManifestsError: time is up, or a pod fails in a way that waiting does not mend.
+        """
+        timeout_s, sleep_s = self.params["wait_timeout_s"], self.params["wait_sleep_s"]
+        if not timeout_s:
+            return
+        deadline = time.monotonic() + timeout_s
+        while pending:
+            time.sleep(sleep_s)
+            late = time.monotonic() > deadline
+            reports = []
+            still = []
+            for workload in pending:
+                now = self._existing(workload)
+                if now is None:
+                    raise ManifestsError(f"{title(workload)} was deleted by somebody while it was being waited for")
+                lack = not_ready(now)
+                if lack is None:
+                    continue
+                still.append(now)
+                text, hopeless = self._explain(now, lack)
+                if late or hopeless:
+                    reports.append(text)
+            if reports:
+                waited = f" after {timeout_s} s" if late else ""
+                raise ManifestsError(f"{'; '.join(reports)}{waited}" if len(reports[0]) < 200 else "; ".join(reports))
+            pending = still
+
+
+def without_cluster(params: dict[str, Any], why: str) -> dict[str, Any]:
+    """Check mode where no cluster answers: everything would be created."""
+    names = [title(definition) for definition in in_order(params["definitions"])]
+    names += [f"Secret {secret['namespace']}/{secret['name']}" for secret in params["secrets"]]
+    return {"changed": bool(names), "created": names, "updated": [], "pruned": [], "unchanged": 0, "diff": [], "cluster": why}
+
+
+def run(module: AnsibleK8SModule) -> dict[str, Any]:
+    params = module.params
+    labels = {"app.kubernetes.io/managed-by": params["managed_by"], params["component_label"]: params["component"]}
+    check(params["definitions"], labels)
+    try:
+        cluster = Cluster(module, params["field_manager"])
+    except NoClusterError as error:
+        if not module.check_mode:
+            raise
+        return without_cluster(params, str(error))
+    this = Run(module, cluster, labels)
+    pending = this.apply()
+    this.wait(pending)
+    # Last: when the new version does not come up, what is no longer rendered is still there.
+    if params["prune"]:
+        this.prune()
+    return {**this.changes.result(), "cluster": ""}
+
+
+def argument_spec() -> dict[str, Any]:
+    return {
+        "component": {"type": "str", "required": True},
+        "definitions": {"type": "list", "elements": "dict", "default": []},
+        "secrets": {
+            "type": "list",
+            "elements": "dict",
+            "default": [],
+            # Names, labels and keys are no secret; the values in `data` are.
+            "no_log": False,
+            "options": {
+                "name": {"type": "str", "required": True},
+                "namespace": {"type": "str", "required": True},
+                "labels": {"type": "dict", "default": {}},
+                "data": {"type": "dict", "default": {}, "no_log": True},
+                "generated": {"type": "list", "elements": "str", "default": [], "no_log": False},
+            },
+        },
+        "prune": {"type": "bool", "default": True},
+        "prune_kinds": {
+            "type": "list",
+            "elements": "str",
+            "default": [
+                "v1/ConfigMap",
+                "v1/Secret",
+                "v1/Service",
+                "v1/ServiceAccount",
+                "apps/v1/DaemonSet",
+                "apps/v1/Deployment",
+                "apps/v1/StatefulSet",
+                "batch/v1/CronJob",
+                "batch/v1/Job",
+                "networking.k8s.io/v1/Ingress",
+                "networking.k8s.io/v1/NetworkPolicy",
+                "policy/v1/PodDisruptionBudget",
+                "autoscaling/v2/HorizontalPodAutoscaler",
+                "rbac.authorization.k8s.io/v1/Role",
+                "rbac.authorization.k8s.io/v1/RoleBinding",
+                "rbac.authorization.k8s.io/v1/ClusterRole",
+                "rbac.authorization.k8s.io/v1/ClusterRoleBinding",
+            ],
+        },
+        "wait_timeout_s": {"type": "int", "default": 180},
+        "wait_sleep_s": {"type": "float", "default": 1},
+        "field_manager": {"type": "str", "default": "hearth"},
+        "managed_by": {"type": "str", "default": "hearth"},
+        "component_label": {"type": "str", "default": "hearth.homelab/component"},
+        **AUTH_SPEC,
+    }
+
+
+def main() -> None:
+    module = AnsibleK8SModule(argument_spec=argument_spec(), supports_check_mode=True)
+    try:
+        module.exit_json(**run(module))
+    except (ClusterError, DefinitionError, ManifestsError) as error:
+        text = str(error)
+        module.fail_json(msg=text[:1].upper() + text[1:])
+
+
+if __name__ == "__main__":
+    main()
