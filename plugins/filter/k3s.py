@@ -27,12 +27,12 @@ def k3s_config(config: Mapping[str, Any], kind: str = "server") -> str:
     return text
 
 
-def k3s_kubeconfig(text: str, address: str, name: str = "hearth") -> str:
+def k3s_kubeconfig(text: str, address: str, port: int = 6443, name: str = "hearth") -> str:
     """See k3s_kubeconfig.yml."""
     try:
         document = yaml.safe_load(text)
         cluster, user, context = document["clusters"][0], document["users"][0], document["contexts"][0]
-        cluster["cluster"]["server"] = _k3s.api_url(str(address))
+        cluster["cluster"]["server"] = _k3s.api_url(str(address), int(port))
     except (yaml.YAMLError, KeyError, IndexError, TypeError) as error:
         # The content is a credential: name the kind of fault, never the text.
         raise AnsibleFilterError(f"the kubeconfig of the host has another shape ({type(error).__name__})") from None

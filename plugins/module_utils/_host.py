@@ -166,6 +166,12 @@ def parse_dpkg_status(text: str) -> dict[str, str]:
     return installed
 
 
+def dpkg_interrupted(text: str) -> bool:
+    """Whether dpkg was stopped in the middle (power cut): a package is neither installed nor gone."""
+    states = re.findall(r"^Status: \S+ \S+ (\S+)", text, re.M)
+    return any(state in ("half-installed", "unpacked", "half-configured") for state in states)
+
+
 def parse_systemctl_show(text: str) -> dict[str, dict[str, str]]:
     """Output of `systemctl show --property=Id,… a b` -> unit name -> property -> value."""
     units: dict[str, dict[str, str]] = {}

@@ -81,7 +81,7 @@ options:
     elements: str
     default: []
   paths:
-    description: Paths to test for existence.
+    description: Paths to ask about.
     type: list
     elements: str
     default: []
@@ -89,6 +89,10 @@ options:
     description: Data directory of k3s.
     type: str
     default: /var/lib/rancher/k3s
+  hash_binary:
+    description: Return the sha256 of the k3s binary.
+    type: bool
+    default: false
   token:
     description: Token that the inventory gives, to be compared with the one in use. Only the comparison is returned.
     type: str
@@ -144,17 +148,17 @@ survey:
       description: modules (name to loaded, builtin, available, absent or unknown) and sysctl (name to value, null where it does not exist).
       type: dict
     packages:
-      description: installed (name to version) of those asked for, and all when wanted.
+      description: installed (name to version) of those asked for, interrupted (dpkg was stopped in the middle), and all when wanted.
       type: dict
     services:
       description: Unit name to active, enabled and exists.
       type: dict
     paths:
-      description: exists (path to bool) and disks (path to mount, filesystem, free_mb, total_mb).
+      description: content (path to missing, empty or used) and disks (path to mount, filesystem, free_mb, total_mb).
       type: dict
     k3s:
       description: >-
-        version, units, kind (server, agent or empty), active, datastore (sqlite, etcd or empty), kubeconfig, dropins,
+        version, sha256, units, kind (server, agent or empty), active, datastore (sqlite, etcd or empty), kubeconfig, dropins,
         links (name to absent, ours or foreign), token_matches (true, false or null), download.
       type: dict
     state:
@@ -365,8 +369,13 @@ def kernel_config() -> dict[str, str] | None:
 
 
 def survey_packages(module: AnsibleModule) -> dict[str, Any]:
-    installed = _host.parse_dpkg_status(read("/var/lib/dpkg/status") or "")
-    result: dict[str, Any] = {"installed": {n: installed[n] for n in module.params["packages"] if n in installed}}
+    status = read("/var/lib/dpkg/status") or ""
+    installed = _host.parse_dpkg_status(status)
+    journal = [p for p in pathlib.Path("/var/lib/dpkg/updates").glob("*") if p.name.isdigit()]
+    result: dict[str, Any] = {
+        "installed": {n: installed[n] for n in module.params["packages"] if n in installed},
+        "interrupted": bool(journal) or _host.dpkg_interrupted(status),
+    }
     if module.params["list_packages"]:
         result["all"] = sorted(installed)
     return result
@@ -401,7 +410,14 @@ def survey_paths(module: AnsibleModule) -> dict[str, Any]:
             "free_mb": usage.f_bavail * usage.f_frsize // 2**20,
             "total_mb": usage.f_blocks * usage.f_frsize // 2**20,
         }
-    return {"exists": {p: pathlib.Path(p).exists() for p in module.params["paths"]}, "disks": disks}
+    return {"content": {p: path_content(pathlib.Path(p)) for p in module.params["paths"]}, "disks": disks}
+
+
+def path_content(path: pathlib.Path) -> str:
+    """missing, empty (a folder with nothing in it), or used."""
+    if not path.exists():
+        return "missing"
+    return "empty" if path.is_dir() and not any(path.iterdir()) else "used"
 
 
 # -- k3s ----------------------------------------------------------------------------------------------------------
@@ -425,7 +441,7 @@ def survey_k3s(module: AnsibleModule) -> dict[str, Any]:
     dropins += [p for unit in units or ["k3s"] for p in (f"/etc/default/{unit}", f"/etc/sysconfig/{unit}") if pathlib.Path(p).exists()]
     return {
         "version": version,
-        "binary": K3S.exists(),
+        "sha256": (module.sha256(str(K3S)) or "") if module.params["hash_binary"] and K3S.exists() else "",
         "units": units,
         "kind": "server" if "k3s server" in text else "agent" if "k3s agent" in text else "",
         "active": any(s.get("ActiveState") == "active" for s in states.values()),
@@ -505,6 +521,7 @@ def main() -> None:
             "services": {"type": "list", "elements": "str", "default": []},
             "paths": {"type": "list", "elements": "str", "default": []},
             "data_dir": {"type": "str", "default": "/var/lib/rancher/k3s"},
+            "hash_binary": {"type": "bool", "default": False},
             "token": {"type": "str", "default": "", "no_log": True},
             "probe": {
                 "type": "dict",

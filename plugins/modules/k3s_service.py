@@ -1,0 +1,284 @@
+#!/usr/bin/python
+# Copyright: The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Ansible module: k3s runs, with the files that lie on disk, and is ready."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: k3s_service
+short_description: Start k3s, restart it only when a file of it is newer, and wait until it is ready
+version_added: 0.1.0
+description:
+  - Enables the unit and starts it without blocking, because C(systemctl start) of a k3s that cannot join never returns.
+  - Restarts it when one of O(inputs) changed after the running process began. So a run that was broken off between writing
+    and restarting is finished by the next one, and a run that changes nothing restarts nothing.
+  - Waits for the unit, the API, the node and CoreDNS with a deadline. On failure it gives the cause in words, as far as it is
+    known, and the last lines of the unit's log.
+author: The Hearth developers
+attributes:
+  check_mode:
+    support: full
+    description: Says whether it would start or restart.
+  diff_mode:
+    support: none
+    description: There is no text to compare.
+options:
+  unit:
+    description: Name of the unit.
+    type: str
+    default: k3s
+  inputs:
+    description: Files that k3s reads when it starts.
+    type: list
+    elements: path
+    required: true
+  changed:
+    description: Whether this run changed one of them (in check mode they are not written, so their times do not tell).
+    type: bool
+    default: false
+  wait_for:
+    description: What to wait for once the unit is active.
+    type: list
+    elements: str
+    choices: [api, node, coredns]
+    default: [api, node, coredns]
+  node_name:
+    description: Name of this host's node.
+    type: str
+    required: true
+  version:
+    description: Version that the node must report.
+    type: str
+    default: ""
+  timeout_s:
+    description: Seconds from the start until it must be ready.
+    type: int
+    default: 300
+"""
+
+EXAMPLES = r"""
+- name: Run k3s
+  homelab.hearth.k3s_service:
+    inputs: [/usr/local/bin/k3s, /etc/rancher/k3s/config.yaml]
+    node_name: h1
+"""
+
+RETURN = r"""
+action:
+  description: What was done or would be done. Empty when it ran already.
+  returned: success
+  type: str
+  sample: restarted
+waited_s:
+  description: Seconds from the action until everything was ready.
+  returned: success
+  type: float
+cause:
+  description: Cause of the failure in words, with its fix; empty when no line of the log is known.
+  returned: failure
+  type: str
+log:
+  description: Last lines of the unit's log.
+  returned: failure
+  type: list
+  elements: str
+"""
+
+import json
+import os
+import pathlib
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
+
+K3S = "/usr/local/bin/k3s"
+PROPERTIES = "LoadState,ActiveState,SubState,MainPID,UnitFileState,NeedDaemonReload,NRestarts,InvocationID"
+# A unit that fails and is restarted this often will not come up by waiting longer.
+GIVE_UP_RESTARTS = 3
+
+
+def process_start(stat_text: str, uptime_s: float, now: float, ticks_per_s: int) -> float:
+    """Epoch second at which a process began, from /proc/<pid>/stat.
+
+    Taken from the uptime, not from the boot time in /proc/stat: that has whole seconds only, and a file written
+    in the same second would look newer than the process that read it.
+    """
+    # The command in brackets may hold blanks and brackets itself: count from the last one.
+    fields = stat_text.rpartition(")")[2].split()
+    return now - (uptime_s - int(fields[19]) / ticks_per_s)
+
+
+def is_stale(changed_at: list[float], started_at: float) -> bool:
+    """Whether one of the files changed after the process began."""
+    return any(moment > started_at for moment in changed_at)
+
+
+def node_problem(node: dict[str, Any] | None, version: str) -> str:
+    """Why a Node is not what we wait for, empty when it is: Ready, and running the wanted version."""
+    if node is None:
+        return "the node has not registered"
+    conditions = {c["type"]: c for c in node.get("status", {}).get("conditions", [])}
+    ready = conditions.get("Ready", {})
+    if ready.get("status") != "True":
+        return f"the node is not Ready ({ready.get('message') or 'no report yet'})"
+    running = node["status"].get("nodeInfo", {}).get("kubeletVersion", "")
+    if version and running != version:
+        return f"the node still reports {running}, not {version}"
+    return ""
+
+
+def coredns_problem(deployment: dict[str, Any] | None) -> str:
+    """Why CoreDNS is not up, empty when it is."""
+    if deployment is None:
+        return "CoreDNS has not been deployed"
+    return "" if deployment.get("status", {}).get("availableReplicas", 0) else "CoreDNS is not running yet"
+
+
+class Service:
+    """The unit on this host: what it is doing, and the three things that can be done to it."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self.module = module
+        self.unit = module.params["unit"]
+
+    def systemctl(self, *words: str) -> str:
+        code, output, error = self.module.run_command(["systemctl", *words])
+        if code != 0:
+            self.module.fail_json(msg=f"systemctl {' '.join(words)}: {(error or output).strip()}")
+        return str(output)
+
+    def show(self) -> dict[str, str]:
+        text = self.systemctl("show", f"--property={PROPERTIES}", self.unit)
+        return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+
+    def log(self, since: float) -> list[str]:
+        _code, output, _error = self.module.run_command(
+            ["journalctl", f"--unit={self.unit}", f"--since=@{int(since)}", "--no-pager", "--output=cat", "--lines=60"]
+        )
+        return [_k3s.redact(line) for line in output.splitlines()]
+
+    def kubectl(self, *words: str) -> tuple[int, str]:
+        code, output, _error = self.module.run_command([K3S, "kubectl", "--request-timeout=10s", *words])
+        return code, output
+
+    def stale(self, main_pid: int) -> bool:
+        """Whether the running process began before one of its files changed."""
+        try:
+            text = pathlib.Path(f"/proc/{main_pid}/stat").read_text()
+        except OSError:
+            return False
+        uptime = float(pathlib.Path("/proc/uptime").read_text().split()[0])
+        started = process_start(text, uptime, time.time(), os.sysconf("SC_CLK_TCK"))
+        # The change time, not the modification time: a file put back from a backup keeps the latter.
+        times = [p.stat().st_ctime for p in map(pathlib.Path, self.module.params["inputs"]) if p.exists()]
+        return is_stale(times, started)
+
+    def waiting_for(self) -> str:
+        """What is not ready yet, in words; empty when all is."""
+        wanted = self.module.params["wait_for"]
+        if not wanted:
+            return ""
+        code, output = self.kubectl("get", "--raw", "/readyz")
+        if code != 0 or output.strip() != "ok":
+            return "the API is not ready"
+        if wanted == ["api"]:
+            return ""
+        objects = [f"node/{self.module.params['node_name']}"]
+        objects += ["deployment/coredns"] if "coredns" in wanted else []
+        code, output = self.kubectl("get", *objects, "--namespace=kube-system", "--ignore-not-found", "--output=json")
+        if code != 0:
+            return "the API does not answer"
+        found = json.loads(output) if output.strip() else {}
+        items = found.get("items", [found] if found else [])
+        by_kind = {item["kind"]: item for item in items}
+        problem = node_problem(by_kind.get("Node"), self.module.params["version"]) if "node" in wanted else ""
+        if not problem and "coredns" in wanted:
+            problem = coredns_problem(by_kind.get("Deployment"))
+        return problem
+
+
+def decide(state: dict[str, str], stale: bool, changed: bool) -> str:
+    """started, restarted or nothing, from what systemd says and whether files are newer than the process."""
+    if state.get("ActiveState") in ("active", "activating", "reloading"):
+        return "restarted" if stale or changed else ""
+    return "started"
+
+
+def wait(service: Service, began: float, old_invocation: str) -> str:
+    """Wait until everything is ready. Returns what was missing at the deadline, empty when all is there.
+
+    old_invocation: id of the run that was told to end. Until systemd has another one, "active" is still that run.
+    """
+    first_restarts: int | None = None
+    deadline = time.monotonic() + service.module.params["timeout_s"]
+    while True:
+        state = service.show()
+        active = state.get("ActiveState")
+        count = int(state.get("NRestarts", "0") or 0)
+        first_restarts = count if first_restarts is None else min(first_restarts, count)
+        restarts = count - first_restarts
+        if old_invocation and state.get("InvocationID") == old_invocation:
+            missing, active = "the unit has not begun again", "waiting"
+        elif active == "active":
+            missing = service.waiting_for()
+            if not missing:
+                return ""
+        else:
+            missing = f"the unit is {active} ({state.get('SubState')})"
+        if active == "failed" or restarts >= GIVE_UP_RESTARTS:
+            return f"{missing}; it ended {max(restarts, 1)} times since {time.strftime('%H:%M:%S', time.localtime(began))}"
+        if time.monotonic() > deadline:
+            return f"{missing} after {service.module.params['timeout_s']} s"
+        time.sleep(0.5)
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "unit": {"type": "str", "default": "k3s"},
+            "inputs": {"type": "list", "elements": "path", "required": True},
+            "changed": {"type": "bool", "default": False},
+            "wait_for": {
+                "type": "list",
+                "elements": "str",
+                "choices": ["api", "node", "coredns"],
+                "default": ["api", "node", "coredns"],
+            },
+            "node_name": {"type": "str", "required": True},
+            "version": {"type": "str", "default": ""},
+            "timeout_s": {"type": "int", "default": 300},
+        },
+        supports_check_mode=True,
+    )
+    service = Service(module)
+    state = service.show()
+    stale = service.stale(int(state.get("MainPID", "0") or 0))
+    action = decide(state, stale, module.params["changed"])
+    enable = state.get("UnitFileState") != "enabled"
+    began = time.time()
+    if module.check_mode:
+        module.exit_json(changed=bool(action) or enable, action=action, waited_s=0.0)
+    if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") != "loaded" or module.params["changed"]:
+        service.systemctl("daemon-reload")
+    if enable:
+        service.systemctl("enable", service.unit)
+    if action:
+        # A unit that failed too often before would refuse to start.
+        if state.get("ActiveState") == "failed":
+            service.systemctl("reset-failed", service.unit)
+        service.systemctl("restart" if action == "restarted" else "start", "--no-block", service.unit)
+    missing = wait(service, began, state.get("InvocationID", "") if action == "restarted" else "")
+    if missing:
+        lines = service.log(began - 1 if action else began - 600)
+        cause = _k3s.named_cause(lines)
+        said = f"k3s is not ready: {missing}." + (f" Cause: {cause}." if cause else "")
+        module.fail_json(msg="\n".join([said, "Last lines of its log:", *[f"  {line}" for line in lines[-20:]]]), cause=cause, log=lines)
+    module.exit_json(changed=bool(action) or enable, action=action, waited_s=round(time.time() - began, 1))
+
+
+if __name__ == "__main__":
+    main()
