@@ -1,0 +1,1 @@
+"""HTTP in: parse, call the core, shape the answer. No business rule lives here."""

@@ -1,0 +1,156 @@
+"""The ``hearth-gateway`` command.
+
+Exit codes: 0 done, 1 the service cannot start, 2 the configuration is wrong.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import tempfile
+from pathlib import Path
+
+from hearth_gateway import __version__
+from hearth_gateway.config import (
+    Config,
+    ConfigProblems,
+    DemoProviderConfig,
+    ServerConfig,
+    TargetConfig,
+    TokensConfig,
+    check_files,
+    load_config,
+    parse_bind,
+)
+
+EXIT_FAILED = 1
+EXIT_BAD_CONFIG = 2
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments))
+    except KeyboardInterrupt:
+        return EXIT_FAILED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="hearth-gateway", description="One private door to the model providers.")
+    parser.add_argument("--version", action="version", version=f"hearth-gateway {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    serve = commands.add_parser("serve", help="run the service")
+    serve.add_argument("--config", required=True, type=Path, metavar="FILE")
+    serve.set_defaults(run=_serve)
+
+    check = commands.add_parser("check-config", help="check a configuration file, print every problem")
+    check.add_argument("file", type=Path, metavar="FILE")
+    check.add_argument(
+        "--files", action="store_true", help="also look at the key, token and certificate files it names"
+    )
+    check.set_defaults(run=_check_config)
+
+    demo = commands.add_parser("demo", help="run with the built-in demo provider: no key, nothing kept")
+    demo.add_argument("--bind", default="127.0.0.1:8080", metavar="HOST:PORT")
+    demo.add_argument("--metrics-bind", default="127.0.0.1:9090", metavar="HOST:PORT")
+    demo.set_defaults(run=_demo)
+
+    contract = commands.add_parser(
+        "write-contract", help="write the files other parts read: configuration schema, metrics, API"
+    )
+    contract.add_argument("directory", type=Path, metavar="DIR")
+    contract.set_defaults(run=_write_contract)
+    return parser
+
+
+def _say(text: str) -> None:
+    print(f"hearth-gateway: {text}", file=sys.stderr)
+
+
+def _check_config(arguments: argparse.Namespace) -> int:
+    try:
+        config = load_config(arguments.file)
+        problems = check_files(config) if arguments.files else []
+    except ConfigProblems as found:
+        problems = found.problems
+    for problem in problems:
+        _say(f"{arguments.file}: {problem}")
+    return EXIT_BAD_CONFIG if problems else 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    try:
+        config = load_config(arguments.config)
+        problems = check_files(config)
+    except ConfigProblems as found:
+        problems = found.problems
+    if problems:
+        for problem in problems:
+            _say(f"{arguments.config}: {problem}")
+        return EXIT_BAD_CONFIG
+    return _run(config)
+
+
+def _run(config: Config, greeting: str = "") -> int:
+    # Here and not at the top: check-config and --version should not wait for the whole service.
+    from hearth_gateway.app import create_app
+    from hearth_gateway.secrets import SecretProblem
+    from hearth_gateway.server import BindProblem, address_of, listen, serve
+    from hearth_gateway.store.database import DatabaseProblem
+
+    try:
+        api_socket = listen(config.server.bind, "server.bind")
+        metrics_socket = listen(config.server.metrics_bind, "server.metrics_bind")
+        gateway = create_app(config)
+    except (BindProblem, DatabaseProblem, SecretProblem) as problem:
+        _say(str(problem))
+        return EXIT_FAILED
+
+    def greet() -> None:
+        if greeting:
+            print(greeting.format(address=address_of(api_socket)), flush=True)
+
+    serve(gateway, config.server, api_socket, metrics_socket, greet)
+    return 0
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    for option in (arguments.bind, arguments.metrics_bind):
+        try:
+            parse_bind(option)
+        except ValueError as problem:
+            _say(f"{option}: {problem}")
+            return EXIT_BAD_CONFIG
+    token = secrets.token_urlsafe(24)
+    with tempfile.TemporaryDirectory(prefix="hearth-demo-") as directory:
+        token_file = Path(directory, "tokens", "demo")
+        token_file.parent.mkdir(mode=0o700)
+        with open(os.open(token_file, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
+            file.write(token)
+        config = Config(
+            server=ServerConfig(bind=arguments.bind, metrics_bind=arguments.metrics_bind, drain_s=5),
+            database_url=f"sqlite:///{directory}/hearth.db",
+            tokens=TokensConfig(dir=str(token_file.parent)),
+            providers=[DemoProviderConfig(name="demo", kind="demo")],
+            models={"demo": [TargetConfig(provider="demo", model="demo")]},
+        )
+        return _run(
+            config,
+            f"Open http://{{address}}/#token={token}\n"
+            "The answers are fixed sentences. Nothing is kept: Ctrl-C ends it all.",
+        )
+
+
+def _write_contract(arguments: argparse.Namespace) -> int:
+    from hearth_gateway.contract import contract_files
+
+    for name, text in contract_files().items():
+        try:
+            Path(arguments.directory, name).write_text(text, encoding="utf-8")
+        except OSError as error:
+            _say(f"{arguments.directory}/{name} cannot be written: {error.strerror}")
+            return EXIT_FAILED
+    return 0

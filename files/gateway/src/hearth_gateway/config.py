@@ -1,0 +1,416 @@
+"""The configuration: one typed YAML file, checked as a whole before anything starts.
+
+Unknown keys are refused, and all problems are reported at once, each as one sentence with its place
+and what to do.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import ssl
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+import sqlalchemy as sa
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from hearth_gateway.secrets import SecretProblem, read_secret
+
+# Most tokens one answer of the model may have. Source, read 2026-11-21: the model pages under
+# platform.claude.com/docs/en/models ("Max output"). A model that is not listed needs
+# `max_output_tokens` in the configuration: a guessed ceiling either cuts answers or is refused.
+KNOWN_MAX_OUTPUT_TOKENS = {
+    "claude-haiku-4-5-20251001": 64_000,
+    "claude-opus-4-6": 128_000,
+    "claude-sonnet-4-5-20250929": 64_000,
+}
+DEMO_MAX_OUTPUT_TOKENS = 1_000
+
+_NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
+Name = Annotated[str, Field(pattern=_NAME)]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+
+
+class ServerConfig(_Section):
+    """Where the service listens, and its limits."""
+
+    bind: str = Field("127.0.0.1:8080", description="host:port of the API and the chat page.")
+    metrics_bind: str = Field("127.0.0.1:9090", description="host:port of /metrics; keep users away from it.")
+    max_open_requests: int = Field(256, ge=1, le=4096, description="Answers that may be written at a time.")
+    max_body_bytes: int = Field(
+        33_554_432, ge=1024, le=268_435_456, description="Largest request body; vendors allow 32 MiB."
+    )
+    drain_s: Seconds = Field(120, description="How long SIGTERM waits for open answers before it cuts them.")
+    heartbeat_s: Seconds = Field(
+        0.5,
+        le=15,
+        description="Longest silence on an open stream. Also how soon a client that left is noticed.",
+    )
+    headers_after_s: Seconds = Field(
+        10,
+        description=(
+            "A stream whose first word is not there yet gets its response headers after this time, so "
+            "that proxies in between do not give up. Later errors are then events inside the stream."
+        ),
+    )
+
+
+class TokensConfig(_Section):
+    """The credentials of programs and of the chat page."""
+
+    dir: str = Field(description="Directory with one file a token; the file's name is the token's name.")
+
+
+class AnthropicProviderConfig(_Section):
+    """Anthropic's native Messages API."""
+
+    name: Name
+    kind: Literal["anthropic"]
+    base_url: str = Field("https://api.anthropic.com", description="Address without /v1.")
+    api_key_file: str = Field(description="File that holds the API key and nothing else.")
+    ca_file: str | None = Field(
+        None, description="PEM file with certificate authorities to trust beside the machine's own."
+    )
+
+
+class DemoProviderConfig(_Section):
+    """Fixed sentences, no key, no network."""
+
+    name: Name
+    kind: Literal["demo"]
+
+
+ProviderConfig = Annotated[AnthropicProviderConfig | DemoProviderConfig, Field(discriminator="kind")]
+
+
+class TargetConfig(_Section):
+    """One provider that can serve an alias."""
+
+    provider: str = Field(description="Name of an entry of `providers`.")
+    model: str = Field(min_length=1, max_length=200, description="The vendor's own name for the model.")
+    max_output_tokens: int | None = Field(
+        None, ge=1, description="Ceiling for one answer. Needed for models the gateway does not know."
+    )
+
+
+class TimeoutsConfig(_Section):
+    """Seconds."""
+
+    connect_s: Seconds = Field(5, description="Name look-up, TCP and TLS together.")
+    first_token_s: Seconds = Field(30, description="From the start of an attempt to its first content.")
+    idle_s: Seconds = Field(60, description="Silence in an answer that has begun.")
+    total_s: Seconds = Field(600, description="The whole answer, all attempts together.")
+
+
+class Config(_Section):
+    """Configuration of hearth-gateway."""
+
+    server: ServerConfig = Field(default_factory=ServerConfig)
+    database_url: str = Field(
+        "sqlite:////var/lib/hearth/hearth.db", description="sqlite:/// and the path of the file."
+    )
+    tokens: TokensConfig
+    providers: list[ProviderConfig] = Field(min_length=1)
+    models: dict[str, Annotated[list[TargetConfig], Field(min_length=1)]] = Field(
+        min_length=1, description="Names that callers use, each with its providers in order of preference."
+    )
+    timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
+
+    def max_output_tokens(self, target: TargetConfig) -> int | None:
+        """The ceiling of a target, or None if nobody has said it."""
+        if target.max_output_tokens is not None:
+            return target.max_output_tokens
+        kinds = {provider.name: provider.kind for provider in self.providers}
+        if kinds.get(target.provider) == "demo":
+            return DEMO_MAX_OUTPUT_TOKENS
+        return KNOWN_MAX_OUTPUT_TOKENS.get(target.model)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """``path`` is where, such as ``providers[0].api_key_file``; ``text`` is what, and the fix."""
+
+    path: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}" if self.path else self.text
+
+
+class ConfigProblems(Exception):
+    """All that is wrong with a configuration."""
+
+    def __init__(self, problems: list[Problem]) -> None:
+        super().__init__(f"{len(problems)} problems")
+        self.problems = problems
+
+
+def load_config(path: Path) -> Config:
+    """Read and check a file. Raises ``ConfigProblems``. Does not look at the files it names."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigProblems([Problem("", f"the file cannot be read: {error.strerror}")]) from None
+    except UnicodeDecodeError:
+        raise ConfigProblems([Problem("", "the file is not UTF-8 text")]) from None
+    return parse_config(text)
+
+
+def parse_config(text: str) -> Config:
+    """Like ``load_config``, from the YAML itself."""
+    try:
+        data = yaml.load(text, _StrictLoader)  # noqa: S506  (a SafeLoader that also refuses double keys)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ConfigProblems([Problem(where, f"this is not valid YAML: {error.problem}")]) from None
+    except yaml.YAMLError:
+        raise ConfigProblems([Problem("", "this is not valid YAML")]) from None
+    if not isinstance(data, dict):
+        raise ConfigProblems([Problem("", "the file must hold keys such as `tokens:` and `providers:`")])
+    try:
+        config = Config.model_validate(data)
+    except ValidationError as error:
+        raise ConfigProblems([_problem(item) for item in error.errors()]) from None
+    problems = list(_cross_checks(config))
+    if problems:
+        raise ConfigProblems(problems)
+    return config
+
+
+def check_files(config: Config) -> list[Problem]:
+    """Look at the secret and certificate files a configuration names."""
+    problems = []
+    if not Path(config.tokens.dir).is_dir():
+        problems.append(
+            Problem("tokens.dir", f"{config.tokens.dir} is not a directory; make it, with one file a token")
+        )
+    for index, provider in enumerate(config.providers):
+        if not isinstance(provider, AnthropicProviderConfig):
+            continue
+        where = f"providers[{index}]"
+        try:
+            read_secret(Path(provider.api_key_file))
+        except SecretProblem as problem:
+            problems.append(Problem(f"{where}.api_key_file", f"{provider.api_key_file} {problem}"))
+        if provider.ca_file is not None:
+            try:
+                ssl.create_default_context(cafile=provider.ca_file)
+            except (OSError, ssl.SSLError):
+                problems.append(
+                    Problem(
+                        f"{where}.ca_file", f"{provider.ca_file} is not a readable PEM file of certificates"
+                    )
+                )
+    return problems
+
+
+def parse_bind(value: str) -> tuple[str, int]:
+    """Split ``host:port``. Raises ``ValueError`` with a sentence."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not host:
+        raise ValueError("must be host:port, such as 127.0.0.1:8080")
+    host = host.removeprefix("[").removesuffix("]")
+    if not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
+        raise ValueError("the port must be a number from 0 to 65535")
+    return host, int(port)
+
+
+# --- checks that need more than one field ------------------------------------------------------
+
+
+def _cross_checks(config: Config) -> Iterator[Problem]:
+    server = config.server
+    for field, value in (("bind", server.bind), ("metrics_bind", server.metrics_bind)):
+        try:
+            parse_bind(value)
+        except ValueError as error:
+            yield Problem(f"server.{field}", f"{error}")
+    if server.bind == server.metrics_bind and not server.bind.endswith(":0"):
+        yield Problem("server.metrics_bind", "must differ from server.bind")
+    yield from _database_checks(config.database_url)
+    names: list[str] = []
+    for index, provider in enumerate(config.providers):
+        if provider.name in names:
+            yield Problem(f"providers[{index}].name", f"{provider.name!r} is used twice; rename one")
+        names.append(provider.name)
+        if isinstance(provider, AnthropicProviderConfig):
+            yield from _url_checks(f"providers[{index}].base_url", provider.base_url)
+    for alias, targets in config.models.items():
+        if not re.match(_NAME, alias):
+            yield Problem(
+                f"models.{alias}", "a model name has lower-case letters, digits, `.`, `_` and `-` only"
+            )
+        for index, target in enumerate(targets):
+            where = f"models.{alias}[{index}]"
+            if target.provider not in names:
+                yield Problem(
+                    f"{where}.provider",
+                    f"no provider is called {target.provider!r}{_suggest(target.provider, names)}",
+                )
+            elif config.max_output_tokens(target) is None:
+                yield Problem(
+                    f"{where}.max_output_tokens",
+                    f"is needed, because the ceiling of {target.model!r} is not known; see the vendor's model page",
+                )
+    timeouts = config.timeouts
+    for field in ("connect_s", "first_token_s", "idle_s"):
+        if getattr(timeouts, field) > timeouts.total_s:
+            yield Problem(f"timeouts.{field}", "must not be longer than timeouts.total_s")
+
+
+def _database_checks(url: str) -> Iterator[Problem]:
+    try:
+        parsed = sa.make_url(url)
+    except sa.exc.ArgumentError:
+        yield Problem("database_url", "must look like sqlite:////var/lib/hearth/hearth.db")
+        return
+    if parsed.drivername != "sqlite":
+        yield Problem("database_url", "only sqlite:/// is supported by this version")
+    elif not parsed.database or parsed.database == ":memory:":
+        yield Problem("database_url", "must name a file, such as sqlite:////var/lib/hearth/hearth.db")
+
+
+def _url_checks(where: str, url: str) -> Iterator[Problem]:
+    try:
+        parts = urlsplit(url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        valid = False
+    if not valid:
+        yield Problem(where, "must be an address such as https://api.anthropic.com")
+    elif parts.username or parts.password or parts.query or parts.fragment:
+        yield Problem(where, "must hold no user, password, query or fragment; keys come from files")
+    elif parts.path.rstrip("/").endswith("/v1"):
+        yield Problem(where, "must end before /v1; the gateway adds the path itself")
+
+
+# --- one sentence for each of pydantic's error types --------------------------------------------
+
+
+def _problem(error: Any) -> Problem:
+    loc = error["loc"]
+    kind, context = error["type"], error.get("ctx", {})
+    section = _section_at(loc[:-1])
+    path = _path(loc)
+    if kind == "extra_forbidden":
+        known = list(section.model_fields) if section else []
+        return Problem(path, f"unknown key{_suggest(str(loc[-1]), known)}")
+    if kind == "missing":
+        return Problem(path, f"is missing{_describe(section, loc)}")
+    if kind == "union_tag_not_found":
+        return Problem(f"{path}.kind", "is missing; it must be 'anthropic' or 'demo'")
+    if kind == "union_tag_invalid":
+        return Problem(f"{path}.kind", f"must be 'anthropic' or 'demo', not {context['tag']!r}")
+    if kind == "string_pattern_mismatch":
+        return Problem(path, "must have lower-case letters, digits, `.`, `_` and `-` only, at most 63")
+    if kind == "too_short":
+        return Problem(path, "must have at least one entry")
+    wanted = {
+        "string_type": "must be text",
+        "int_type": "must be a whole number",
+        "int_parsing": "must be a whole number",
+        "int_from_float": "must be a whole number",
+        "float_type": "must be a number",
+        "float_parsing": "must be a number",
+        "list_type": "must be a list",
+        "dict_type": "must hold keys and values",
+        "model_type": "must hold keys and values",
+        "model_attributes_type": "must hold keys and values",
+    }.get(kind)
+    if wanted is None:
+        # Only the limits are left (greater_than, less_than_equal, …): pydantic's words are good there.
+        message = str(error["msg"])
+        wanted = message[:1].lower() + message[1:].replace("input should", "must")
+        wanted = wanted.replace("input should", "must")
+    return Problem(path, wanted + _describe(section, loc))
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    annotation: Any = Config
+    for step in loc:
+        if step in ("anthropic", "demo") and _is_union(annotation):
+            continue  # pydantic names the member of the union that it tried; the file does not
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+        annotation = _child(annotation, step)
+    return path.removeprefix(".")
+
+
+def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The section class that ``loc`` lies in, to know its fields."""
+    annotation: Any = Config
+    for step in loc:
+        annotation = _child(annotation, step)
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
+
+
+def _is_union(annotation: Any) -> bool:
+    return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _child(annotation: Any, step: int | str) -> Any:
+    """The type found one step deeper: a field of a section, an item of a list, a member of a union."""
+    annotation = _bare(annotation)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        field = annotation.model_fields.get(str(step))
+        return _bare(field.annotation) if field else None
+    if _is_union(annotation):
+        for member in typing.get_args(annotation):
+            if step in typing.get_args(member.model_fields["kind"].annotation):
+                return member
+        return None
+    arguments = typing.get_args(annotation)
+    return _bare(arguments[-1]) if arguments else None
+
+
+def _bare(annotation: Any) -> Any:
+    """Without ``Annotated``."""
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
+def _describe(section: type[BaseModel] | None, loc: tuple[int | str, ...]) -> str:
+    field = section.model_fields.get(str(loc[-1])) if section and loc else None
+    return f" ({field.description.rstrip('.')})" if field and field.description else ""
+
+
+def _suggest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; known are {', '.join(known)}" if known else ""
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """YAML lets a second key of the same name win in silence. Here it is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if isinstance(key, str | int):
+                if key in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key!r} is there twice", problem_mark=key_node.start_mark
+                    )
+                seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the file, for editors and for the Ansible role that renders it."""
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "hearth-gateway configuration"
+    return schema

@@ -1,0 +1,65 @@
+"""Which requests are open, and whether new ones may start."""
+
+from __future__ import annotations
+
+import threading
+
+from hearth_gateway.errors import GatewayError, Kind
+
+
+class Lifecycle:
+    """Counts open requests; `drain` refuses new ones, `cut` ends the open ones."""
+
+    def __init__(self, max_open: int) -> None:
+        self._max_open = max_open
+        self._open = 0
+        self._changed = threading.Condition()
+        self.draining = False
+        self.cutting = False
+
+    @property
+    def open(self) -> int:
+        return self._open
+
+    def enter(self) -> None:
+        """Count a request in. Raises ``GatewayError`` when full or shutting down.
+
+        Refusing at once beats queueing: a queued request holds a thread, and the health checks
+        need one too.
+        """
+        with self._changed:
+            if self.draining:
+                raise GatewayError(
+                    Kind.SHUTTING_DOWN, "The gateway is restarting. Please try again in a moment.", retry_after_s=2
+                )
+            if self._open >= self._max_open:
+                raise GatewayError(
+                    Kind.GATEWAY_BUSY, "Too many answers are being written right now.", retry_after_s=2
+                )
+            self._open += 1
+
+    def leave(self) -> None:
+        with self._changed:
+            self._open -= 1
+            self._changed.notify_all()
+
+    def drain(self) -> None:
+        with self._changed:
+            self.draining = True
+            self._changed.notify_all()
+
+    def cut(self) -> None:
+        with self._changed:
+            self.draining = self.cutting = True
+            self._changed.notify_all()
+
+    def wait_until_empty(self, timeout_s: float) -> bool:
+        """True once no request is open; False if that takes longer, or if `cut` is called meanwhile."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._open or self.cutting, timeout_s)
+            return not self._open
+
+    def wait_until_cut(self, timeout_s: float) -> bool:
+        """Like `wait_until_empty`, after `cut`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._open, timeout_s)

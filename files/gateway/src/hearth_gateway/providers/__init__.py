@@ -1,0 +1,1 @@
+"""The model vendors, one class a wire format. HTTP goes out here and nowhere else."""

@@ -1,0 +1,460 @@
+"""A small HTTP/1.1 client for long answers.
+
+Why not a library: the thread that waits for the vendor must wake up to send heartbeats and to look
+at four different time limits, without losing what has already arrived. Common clients treat a read
+timeout as the end of the response. A socket with a buffer of our own does not, needs one thread per
+stream and costs a fifth of the CPU (docs: performance of the gateway).
+
+It does what is needed for POSTing JSON to one vendor and no more: no redirects (a vendor that
+redirects a POST with a key is a fault), no cookies, no proxies.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import ssl
+import threading
+import zlib
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass
+from typing import Protocol
+from urllib.parse import urlsplit
+
+import certifi
+
+from hearth_gateway.clock import Clock
+from hearth_gateway.errors import GatewayError, Kind
+
+_MAX_HEAD_BYTES = 64 * 1024
+_RECEIVE_BYTES = 64 * 1024
+_MAX_POOLED = 64
+# Vendors and the load balancers before them close idle connections after a minute or so. Ours go
+# first: a request sent into a connection that is just being closed is lost.
+_MAX_IDLE_S = 25.0
+# For the whole request, up to 32 MiB of it: bounds a vendor that stops reading.
+_SEND_S = 30.0
+
+
+class Response(Protocol):
+    """A response whose body is read piece by piece. ``headers`` have lower-case names."""
+
+    status: int
+    headers: dict[str, str]
+
+    def read(self, wait_s: float) -> bytes | None:
+        """Some body bytes; ``None`` if nothing came within ``wait_s``; ``b""`` at the end."""
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, else cut it."""
+
+
+class Transport(Protocol):
+    """Sends a request and hands back an object to wait on. Injected, so tests need no socket."""
+
+    def post(self, path: str, headers: dict[str, str], body: bytes, connect_s: float) -> PendingResponse: ...
+
+    def close(self) -> None: ...
+
+
+class PendingResponse(Protocol):
+    def wait(self, wait_s: float) -> Response | None:
+        """The response once its head has arrived, ``None`` if that takes longer than ``wait_s``."""
+
+    def close(self) -> None: ...
+
+
+def unreachable(what: str) -> GatewayError:
+    return GatewayError(Kind.UPSTREAM_UNREACHABLE, f"The provider cannot be reached: {what}.")
+
+
+def _protocol() -> GatewayError:
+    return GatewayError(Kind.UPSTREAM_PROTOCOL, "The provider sent something that is not an answer.")
+
+
+def tls_context(ca_file: str | None) -> ssl.SSLContext:
+    """Verify against the machine's trust store plus ``ca_file``.
+
+    A slim base image may have no trust store at all; then the certifi bundle stands in for it.
+    """
+    context = ssl.create_default_context()
+    paths = ssl.get_default_verify_paths()
+    has_store = (paths.cafile and os.path.getsize(paths.cafile) > 0) or (
+        paths.capath and any(os.scandir(paths.capath))
+    )
+    if not has_store:
+        context.load_verify_locations(cafile=certifi.where())
+    if ca_file is not None:
+        context.load_verify_locations(cafile=ca_file)
+    return context
+
+
+# getaddrinfo has no timeout of its own, so it runs where it can be left behind.
+_resolver = ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolve")
+_Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    scheme: str
+    host: str
+    port: int
+    prefix: str
+
+    @classmethod
+    def parse(cls, base_url: str) -> _Origin:
+        parts = urlsplit(base_url)
+        default = 443 if parts.scheme == "https" else 80
+        return cls(parts.scheme, parts.hostname or "", parts.port or default, parts.path.rstrip("/"))
+
+    @property
+    def host_header(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        default = 443 if self.scheme == "https" else 80
+        return host if self.port == default else f"{host}:{self.port}"
+
+
+class _Connection:
+    """A socket and what was received on it but not yet used."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.buffer = bytearray()
+        self.reused = False
+        self.idle_since = 0.0
+
+    def receive(self, wait_s: float) -> bool | None:
+        """Receive into the buffer: True if bytes came, None if not within ``wait_s``, False at the end."""
+        # settimeout(0) would make the socket non-blocking, which is another mode altogether.
+        self.sock.settimeout(max(wait_s, 0.001))
+        try:
+            data = self.sock.recv(_RECEIVE_BYTES)
+        except TimeoutError:
+            return None
+        except ssl.SSLWantReadError:
+            return None
+        except ssl.SSLEOFError:
+            return False
+        self.buffer += data
+        return bool(data)
+
+    def close(self) -> None:
+        try:
+            self.sock.close()
+        except OSError:
+            pass  # it is gone either way
+
+
+class HttpClient:
+    """Connections to one vendor, kept open between requests. Safe to use from many threads."""
+
+    def __init__(self, base_url: str, ca_file: str | None, clock: Clock) -> None:
+        self._origin = _Origin.parse(base_url)
+        self._tls = tls_context(ca_file) if self._origin.scheme == "https" else None
+        self._clock = clock
+        self._pool: deque[_Connection] = deque()
+        self._lock = threading.Lock()
+
+    def post(self, path: str, headers: dict[str, str], body: bytes, connect_s: float) -> PendingResponse:
+        lines = [f"POST {self._origin.prefix}{path} HTTP/1.1", f"host: {self._origin.host_header}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        lines += [f"content-length: {len(body)}", "accept-encoding: identity", "", ""]
+        return _Pending(self, "\r\n".join(lines).encode("latin-1") + body, connect_s)
+
+    def close(self) -> None:
+        with self._lock:
+            while self._pool:
+                self._pool.pop().close()
+
+    # --- used by _Pending and _Body
+
+    def take(self, connect_s: float) -> _Connection:
+        """An idle connection that still looks alive, or a new one."""
+        now = self._clock.monotonic()
+        while True:
+            with self._lock:
+                connection = self._pool.pop() if self._pool else None
+            if connection is None:
+                return self.connect(connect_s)
+            if now - connection.idle_since < _MAX_IDLE_S and _is_quiet(connection.sock):
+                connection.reused = True
+                return connection
+            connection.close()
+
+    def give_back(self, connection: _Connection) -> None:
+        connection.idle_since = self._clock.monotonic()
+        with self._lock:
+            if len(self._pool) < _MAX_POOLED:
+                self._pool.append(connection)
+                return
+        connection.close()
+
+    def connect(self, connect_s: float) -> _Connection:
+        deadline = self._clock.monotonic() + connect_s
+        addresses = self._resolve(connect_s)
+        problem = "the connection was refused"
+        for position, (family, kind, protocol, _, address) in enumerate(addresses):
+            left = deadline - self._clock.monotonic()
+            if left <= 0:
+                break
+            sock = socket.socket(family, kind, protocol)
+            try:
+                # An address that does not answer must leave time for the next one.
+                sock.settimeout(left / (len(addresses) - position))
+                sock.connect(address)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._tls is not None:
+                    sock.settimeout(max(deadline - self._clock.monotonic(), 0.001))
+                    return _Connection(self._tls.wrap_socket(sock, server_hostname=self._origin.host))
+                return _Connection(sock)
+            except ssl.SSLCertVerificationError:
+                sock.close()
+                raise unreachable("its certificate is not valid") from None
+            except TimeoutError:
+                problem = "the connection took too long"
+            except ssl.SSLError:
+                problem = "the TLS handshake failed"
+            except OSError:
+                problem = "the connection was refused"
+            sock.close()
+        raise unreachable(problem)
+
+    def _resolve(self, connect_s: float) -> list[_Address]:
+        future: Future[list[_Address]] = _resolver.submit(
+            socket.getaddrinfo,  # type: ignore[arg-type]
+            self._origin.host,
+            self._origin.port,
+            type=socket.SOCK_STREAM,
+        )
+        try:
+            return future.result(connect_s)
+        except FutureTimeoutError:
+            future.cancel()
+            raise unreachable("looking up its name took too long") from None
+        except OSError:
+            raise unreachable("its name is not known") from None
+
+
+def _is_quiet(sock: socket.socket) -> bool:
+    """An idle connection has nothing to say. If it is readable, the vendor has closed it."""
+    sock.settimeout(0.0)
+    try:
+        # A TLS socket cannot peek; reading one byte is just as good, since none may come.
+        sock.recv(1)
+    except (BlockingIOError, ssl.SSLWantReadError):
+        return True
+    except OSError:
+        return False
+    return False
+
+
+class _Pending:
+    """A request on its way: sends it, then waits for the head of the response."""
+
+    def __init__(self, client: HttpClient, request: bytes, connect_s: float) -> None:
+        self._client = client
+        self._request = request
+        self._connect_s = connect_s
+        self._connection = client.take(connect_s)
+        try:
+            self._send()
+        except BaseException:
+            self.close()
+            raise
+
+    def _send(self) -> None:
+        self._connection.sock.settimeout(_SEND_S)
+        try:
+            self._connection.sock.sendall(self._request)
+        except TimeoutError:
+            raise unreachable("it stopped taking the request") from None
+        except OSError:
+            if self._connection.reused:
+                self._send_again()
+            # Else the vendor may have answered before it read everything (413, 401) and closed.
+            # The answer, if there is one, is still to be read.
+
+    def _send_again(self) -> None:
+        """The pooled connection was dead; nothing of this request was answered on it."""
+        self._connection.close()
+        self._connection = self._client.connect(self._connect_s)
+        self._send()
+
+    def wait(self, wait_s: float) -> Response | None:
+        connection = self._connection
+        while True:
+            head, mark, _ = bytes(connection.buffer).partition(b"\r\n\r\n")
+            if mark:
+                del connection.buffer[: len(head) + 4]
+                status, headers = _parse_head(head)
+                if 100 <= status < 200:
+                    continue  # an interim response; the real one follows
+                return _Body(self._client, connection, status, headers)
+            if len(head) > _MAX_HEAD_BYTES:
+                raise _protocol()
+            try:
+                received = connection.receive(wait_s)
+            except OSError:
+                received = False
+            if received is None:
+                return None
+            if not received:
+                if connection.reused and not connection.buffer:
+                    self._send_again()
+                    connection = self._connection
+                    continue
+                raise unreachable("it closed the connection without an answer")
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
+    lines = head.decode("latin-1").split("\r\n")
+    version, _, rest = lines[0].partition(" ")
+    status = rest[:3]
+    if not version.startswith("HTTP/1.") or not (status.isascii() and status.isdigit() and len(status) == 3):
+        raise _protocol()
+    headers: dict[str, str] = {}
+    for line in lines[1:]:
+        name, colon, value = line.partition(":")
+        if not colon:
+            raise _protocol()
+        name = name.strip().lower()
+        headers[name] = f"{headers[name]}, {value.strip()}" if name in headers else value.strip()
+    if version == "HTTP/1.0":
+        headers.setdefault("connection", "close")
+    return int(status), headers
+
+
+class _Body:
+    """The body of a response in any of HTTP/1.1's three framings, unpacked if it is gzipped."""
+
+    def __init__(
+        self, client: HttpClient, connection: _Connection, status: int, headers: dict[str, str]
+    ) -> None:
+        self.status = status
+        self.headers = headers
+        self._client = client
+        self._connection = connection
+        self._closed = False
+        self._done = False
+        self._chunked = "chunked" in headers.get("transfer-encoding", "").lower()
+        self._left: int | None = 0 if self._chunked else None  # of the body, or of the current chunk
+        self._chunk_open = False
+        self._in_trailer = False
+        if not self._chunked and "content-length" in headers:
+            length = headers["content-length"]
+            if not (length.isascii() and length.isdigit()):
+                raise _protocol()
+            self._left = int(length)
+            self._done = self._left == 0
+        # We ask for identity, but proxies have been seen to compress all the same.
+        encoding = headers.get("content-encoding", "identity").lower()
+        if encoding not in ("identity", "gzip", "deflate", ""):
+            raise _protocol()
+        self._unzip = zlib.decompressobj(47) if encoding in ("gzip", "deflate") else None
+
+    def read(self, wait_s: float) -> bytes | None:
+        while True:
+            data = self._take()
+            if data and self._unzip is not None:
+                try:
+                    data = self._unzip.decompress(data)
+                except zlib.error:
+                    raise _protocol() from None
+            if data:
+                return data
+            if self._done:
+                return b""
+            try:
+                received = self._connection.receive(wait_s)
+            except OSError:
+                received = False
+            if received is None:
+                return None
+            if not received:
+                if self._left is None and not self._chunked:
+                    self._done = True  # this framing ends with the connection
+                    self._chunked = True  # and so the connection cannot be used again
+                    self._connection.reused = False
+                    self._closed = True
+                    self._connection.close()
+                    return b""
+                raise GatewayError(
+                    Kind.UPSTREAM_INTERRUPTED, "The connection to the provider broke during the answer."
+                )
+
+    def _take(self) -> bytes:
+        """Body bytes that are already here; ``b""`` when more have to be received first."""
+        buffer = self._connection.buffer
+        if self._done:
+            return b""
+        if not self._chunked:
+            size = len(buffer) if self._left is None else min(self._left, len(buffer))
+            data = bytes(buffer[:size])
+            del buffer[:size]
+            if self._left is not None:
+                self._left -= size
+                self._done = self._left == 0
+            return data
+        out = bytearray()
+        while self._next_chunk():
+            assert self._left is not None
+            size = min(self._left, len(buffer))
+            out += buffer[:size]
+            del buffer[:size]
+            self._left -= size
+            if self._left:
+                break
+        return bytes(out)
+
+    def _next_chunk(self) -> bool:
+        """Position the buffer at chunk data; False when the framing bytes are not all here, or at the end."""
+        buffer = self._connection.buffer
+        if self._left:
+            return True
+        if self._chunk_open:
+            if len(buffer) < 2:
+                return False
+            if buffer[:2] != b"\r\n":
+                raise _protocol()
+            del buffer[:2]
+            self._chunk_open = False
+        while True:
+            end = buffer.find(b"\r\n")
+            if end < 0:
+                if len(buffer) > _MAX_HEAD_BYTES:
+                    raise _protocol()
+                return False
+            line = bytes(buffer[:end])
+            del buffer[: end + 2]
+            if self._in_trailer:
+                if not line:
+                    self._done = True
+                    return False
+                continue
+            size = line.split(b";")[0].strip()
+            try:
+                self._left = int(size, 16) if size.isalnum() else -1
+            except ValueError:
+                self._left = -1
+            if self._left < 0:
+                raise _protocol()
+            if self._left:
+                self._chunk_open = True
+                return True
+            self._in_trailer = True
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        reusable = self._done and not self._connection.buffer
+        if reusable and self.headers.get("connection", "").lower() != "close":
+            self._connection.reused = False
+            self._client.give_back(self._connection)
+        else:
+            self._connection.close()

@@ -1,0 +1,38 @@
+"""Secrets come from files, never from arguments or the configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_MAX_BYTES = 8192
+
+
+class SecretProblem(Exception):
+    """Says what is wrong with the file, as the end of a sentence. Never holds the content."""
+
+
+def read_secret(path: Path) -> str:
+    """The secret in ``path`` without its final line break. Raises ``SecretProblem``.
+
+    A secret with spaces, control or non-ASCII characters inside is refused: it is a pasted command,
+    a whole file of notes or a wrong encoding, and would fail far from here as "401".
+    """
+    try:
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise SecretProblem("does not exist") from None
+    except IsADirectoryError:
+        raise SecretProblem("is a directory, not a file") from None
+    except PermissionError:
+        raise SecretProblem("cannot be read: permission denied") from None
+    except OSError as error:
+        raise SecretProblem(f"cannot be read: {error.strerror}") from None
+    if len(raw) > _MAX_BYTES:
+        raise SecretProblem(f"is larger than {_MAX_BYTES} bytes, so it is not a key")
+    value = raw.removesuffix(b"\n").removesuffix(b"\r")
+    if not value.strip():
+        raise SecretProblem("is empty")
+    if not all(0x21 <= byte <= 0x7E for byte in value):
+        raise SecretProblem("holds spaces, line breaks or other characters that no key has")
+    return value.decode("ascii")

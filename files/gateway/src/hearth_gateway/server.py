@@ -1,0 +1,260 @@
+"""The process: sockets, threads, signals.
+
+granian serves the API. It is driven through its worker class and not through its command, because
+the command starts a supervisor with a child process: twice the memory, and SIGTERM would close the
+listening socket before the open answers are done, so that clients see refused connections where they
+should see "restarting, try again". All knowledge of granian is in this file, and `pyproject.toml`
+allows only the minor version it was tried with.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from granian._futures import _new_cbscheduler
+from granian._granian import SocketHolder, WorkerSignal, WSGIWorker
+from granian._loops import loops
+from granian.http import HTTP1Settings
+
+from hearth_gateway import __version__
+from hearth_gateway.app import Gateway
+from hearth_gateway.config import ServerConfig, parse_bind
+from hearth_gateway.telemetry.log import Log
+from hearth_gateway.telemetry.metrics import CONTENT_TYPE, Metrics
+
+_BACKLOG = 1024
+# Threads beside those that write answers: health checks and the page must get one when all are busy.
+_SPARE_THREADS = 32
+_HEADER_TIMEOUT_MS = 15_000
+# After `drain_s`, open answers get an error event; they notice within one heartbeat.
+_CUT_S = 5.0
+
+
+class BindProblem(Exception):
+    """Why an address cannot be listened on, as a sentence."""
+
+
+def listen(bind: str, what: str) -> socket.socket:
+    """A listening socket. Raises ``BindProblem``."""
+    host, port = parse_bind(bind)
+    try:
+        infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = infos[0]
+        sock = socket.socket(family, kind, protocol)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(address)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        reason = "the port is taken" if error.errno == 98 else (error.strerror or "unknown")
+        raise BindProblem(f"cannot listen on {bind} ({what}): {reason}") from None
+    return sock
+
+
+def address_of(sock: socket.socket) -> str:
+    host, port = sock.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def serve(
+    gateway: Gateway,
+    config: ServerConfig,
+    api_socket: socket.socket,
+    metrics_socket: socket.socket,
+    on_start: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until SIGTERM or SIGINT, then drain. Must run in the main thread."""
+    log = gateway.log
+    log.install_hooks()
+    # A core dump would hold the words of every open conversation.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    stop = threading.Event()
+
+    def on_signal(number: int, _frame: Any) -> None:
+        if stop.is_set() and number == signal.SIGINT:
+            # Ctrl-C a second time: somebody at a terminal does not want to wait. In a thread of its
+            # own, because the lock it needs may be held by the very code this signal interrupted.
+            threading.Thread(target=gateway.lifecycle.cut, name="cut").start()
+        stop.set()
+
+    signal.signal(signal.SIGTERM, on_signal)
+    signal.signal(signal.SIGINT, on_signal)
+    metrics_server = _start_metrics(metrics_socket, gateway.metrics)
+    shutdown = WorkerSignal()
+    _start_worker(gateway, config, api_socket, shutdown)
+    log.event(
+        "started", version=__version__, bind=address_of(api_socket), metrics_bind=address_of(metrics_socket)
+    )
+    on_start()
+    stop.wait()
+
+    gateway.lifecycle.drain()
+    log.event("stopping", open=gateway.lifecycle.open)
+    if not gateway.lifecycle.wait_until_empty(config.drain_s):
+        log.event("cutting", open=gateway.lifecycle.open)
+        gateway.lifecycle.cut()
+        gateway.lifecycle.wait_until_cut(_CUT_S)
+    shutdown.set()
+    lost = gateway.close()
+    metrics_server.shutdown()
+    log.event("stopped", open=gateway.lifecycle.open, queued=lost)
+
+
+def _start_worker(
+    gateway: Gateway, config: ServerConfig, api_socket: socket.socket, shutdown: WorkerSignal
+) -> None:
+    threads = config.max_open_requests + _SPARE_THREADS
+    worker = WSGIWorker(
+        1,  # worker id
+        (None, SocketHolder(api_socket.fileno(), False, _BACKLOG)),
+        None,  # no channel to a supervisor
+        1,  # runtime threads: they move bytes, Python's threads do the work
+        512,  # runtime's own blocking threads, an upper bound
+        threads,
+        30,  # seconds until an idle thread ends
+        threads + _BACKLOG,
+        "1",  # HTTP/1 only: HTTP/2 in clear text is of no use behind a proxy
+        HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
+        None,
+        None,  # no static files of granian's own
+        False,  # no TLS: the ingress has it
+        None,
+        None,
+        None,
+        "tls1.3",
+        None,
+        [],
+        False,
+        (None, None),
+    )
+    scheduler = _new_cbscheduler(loops.get("asyncio"), _wsgi_callback(gateway), impl_asyncio=True)
+    worker.serve_mtr(scheduler, None, shutdown)
+
+
+class _Response:
+    """What an application tells ``start_response``."""
+
+    __slots__ = ("headers", "status")
+
+    def __init__(self) -> None:
+        self.status = 500
+        self.headers: list[tuple[str, str]] = []
+
+    def __call__(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+        self.status = int(status[:3])
+        self.headers = headers
+
+
+class _Body:
+    """granian pulls the pieces of a streamed body from here and closes it when the client leaves.
+
+    An exception that got past here would be printed with its message, so none does.
+    """
+
+    __slots__ = ("_iterable", "_iterator", "_log")
+
+    def __init__(self, iterable: Any, log: Log) -> None:
+        self._iterable = iterable
+        self._iterator = iter(iterable)
+        self._log = log
+
+    def __next__(self) -> bytes:
+        try:
+            return next(self._iterator)  # type: ignore[no-any-return]
+        except StopIteration:
+            raise
+        except Exception as error:  # noqa: BLE001
+            self._log.exception(error)
+            self.close()
+            raise StopIteration from None
+
+    def close(self) -> None:
+        try:
+            self._iterable.close()
+        except Exception as error:  # noqa: BLE001
+            self._log.exception(error)
+
+
+def _wsgi_callback(gateway: Gateway) -> Callable[[Any, dict[str, Any]], int]:
+    """granian's own adapter puts the process environment into every request; this one does not."""
+    app, log = gateway.app, gateway.log
+    base = {
+        "SCRIPT_NAME": "",
+        "GATEWAY_INTERFACE": "CGI/1.1",
+        "SERVER_SOFTWARE": "hearth-gateway",
+        "wsgi.errors": _NoErrors(),
+        "wsgi.input_terminated": True,
+        "wsgi.multiprocess": False,
+        "wsgi.multithread": True,
+        "wsgi.run_once": False,
+        "wsgi.version": (1, 0),
+    }
+
+    def callback(protocol: Any, scope: dict[str, Any]) -> int:
+        response = _Response()
+        try:
+            result = app(base | scope, response)
+        except Exception as error:  # noqa: BLE001
+            log.exception(error)
+            protocol.response_bytes(500, [("content-type", "application/json")], b"{}")
+            return 500
+        if isinstance(result, list):
+            protocol.response_bytes(response.status, response.headers, b"".join(result))
+        else:
+            protocol.response_iter(response.status, response.headers, _Body(result, log))
+        return response.status
+
+    return callback
+
+
+class _NoErrors:
+    """``wsgi.errors`` takes free text. Ours goes through the log or nowhere."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def writelines(self, lines: Any) -> None:
+        pass
+
+    def flush(self) -> None:
+        pass
+
+
+def _start_metrics(sock: socket.socket, metrics: Metrics) -> ThreadingHTTPServer:
+    """GET /metrics on a socket of its own, so that no route of users can ever reach it."""
+
+    class Handler(BaseHTTPRequestHandler):
+        timeout = 10  # a scraper that stalls must not hold a thread for ever
+        server_version = "hearth-gateway"
+        sys_version = ""
+
+        def do_GET(self) -> None:
+            found = self.path.partition("?")[0] == "/metrics"
+            body = metrics.exposition() if found else b"only /metrics is here\n"
+            self.send_response(HTTPStatus.OK if found else HTTPStatus.NOT_FOUND)
+            self.send_header("Content-Type", CONTENT_TYPE if found else "text/plain; charset=utf-8")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            """Silent: the default prints every request line to standard error."""
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            """A scraper that left early is no event; the default prints a traceback."""
+
+    server = Server(("", 0), Handler, bind_and_activate=False)
+    server.socket.close()
+    server.socket = sock
+    server.server_address = sock.getsockname()
+    threading.Thread(target=server.serve_forever, name="metrics", daemon=True).start()
+    return server

@@ -1,0 +1,1 @@
+"""What survives a restart: the ledger. SQLAlchemy Core on SQLite (WAL)."""

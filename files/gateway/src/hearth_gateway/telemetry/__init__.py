@@ -1,0 +1,1 @@
+"""Metrics and logs. They see numbers and names, never content."""

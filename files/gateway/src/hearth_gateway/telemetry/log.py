@@ -1,0 +1,76 @@
+"""The log: one JSON object a line on standard error, with a closed set of fields.
+
+There is no way to log free text about a request. Exceptions are logged as their type and the places
+in our code they passed; their messages are not, because a message may quote what it failed on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+import traceback
+from types import TracebackType
+from typing import Any, TextIO
+
+# Everything a line may hold. `problem` takes sentences that our own code wrote for the operator.
+FIELDS = frozenset(
+    """route method status duration_ms request_id caller alias provider model outcome stream attempts
+    token problem bind metrics_bind version signal open queued error places thread""".split()
+)
+
+
+class Log:
+    """Writes to ``stream``. Safe to use from many threads."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._lock = threading.Lock()
+
+    def event(self, name: str, /, **fields: Any) -> None:
+        unknown = fields.keys() - FIELDS
+        if unknown:
+            raise ValueError(f"no such log field: {', '.join(sorted(unknown))}")
+        now = time.time()
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        line = json.dumps({"time": stamp, "event": name, **fields}, default=str) + "\n"
+        with self._lock:
+            try:
+                self._stream.write(line)
+                self._stream.flush()
+            except OSError:
+                pass  # standard error is gone or full; a log line must not end somebody's answer
+
+    def exception(self, error: BaseException) -> None:
+        """Log where an unexpected exception happened, without what it says."""
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
+        self.event("unexpected-error", error=type(error).__name__, places=places[-12:])
+
+    def install_hooks(self) -> None:
+        """Python prints uncaught exceptions with their messages. From here on it logs them our way."""
+
+        def main_hook(kind: type[BaseException], error: BaseException, tb: TracebackType | None) -> None:
+            self.exception(error)
+
+        def thread_hook(args: threading.ExceptHookArgs) -> None:
+            if args.exc_value is not None:
+                self.exception(args.exc_value)
+
+        def unraisable_hook(args: Any) -> None:
+            if args.exc_value is not None:
+                self.exception(args.exc_value)
+
+        sys.excepthook = main_hook
+        threading.excepthook = thread_hook
+        sys.unraisablehook = unraisable_hook
+
+
+def _short(filename: str) -> str:
+    """The path inside its package: enough to find the line, nothing about this machine."""
+    for mark in ("site-packages/", "/src/"):
+        _, found, rest = filename.rpartition(mark)
+        if found:
+            return rest
+    return filename.rpartition("/")[2]

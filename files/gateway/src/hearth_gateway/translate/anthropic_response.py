@@ -1,0 +1,233 @@
+"""Anthropic's answer, streamed or whole, read into events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.translate.events import (
+    ALIVE,
+    End,
+    Event,
+    FinishReason,
+    Text,
+    Thinking,
+    ToolArguments,
+    ToolStart,
+    Usage,
+)
+
+_STOP_REASONS: dict[str, FinishReason] = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+    # The vendor paused a long turn. We run no server tools, so for our callers the turn is over.
+    "pause_turn": "stop",
+}
+
+# The vendor's own error types; the HTTP status says less, and inside a stream there is none.
+_ERROR_KINDS: dict[str, Kind] = {
+    "invalid_request_error": Kind.UPSTREAM_INVALID_REQUEST,
+    "request_too_large": Kind.UPSTREAM_TOO_LARGE,
+    "authentication_error": Kind.UPSTREAM_AUTH,
+    "permission_error": Kind.UPSTREAM_AUTH,
+    "billing_error": Kind.UPSTREAM_AUTH,
+    "not_found_error": Kind.UPSTREAM_MODEL_UNAVAILABLE,
+    "rate_limit_error": Kind.UPSTREAM_RATE_LIMITED,
+    "overloaded_error": Kind.UPSTREAM_OVERLOADED,
+    "timeout_error": Kind.UPSTREAM_TIMEOUT,
+    "api_error": Kind.UPSTREAM_ERROR,
+}
+_STATUS_KINDS: dict[int, Kind] = {
+    400: Kind.UPSTREAM_INVALID_REQUEST,
+    401: Kind.UPSTREAM_AUTH,
+    402: Kind.UPSTREAM_AUTH,
+    403: Kind.UPSTREAM_AUTH,
+    404: Kind.UPSTREAM_MODEL_UNAVAILABLE,
+    408: Kind.UPSTREAM_TIMEOUT,
+    413: Kind.UPSTREAM_TOO_LARGE,
+    422: Kind.UPSTREAM_INVALID_REQUEST,
+    429: Kind.UPSTREAM_RATE_LIMITED,
+    504: Kind.UPSTREAM_TIMEOUT,
+    529: Kind.UPSTREAM_OVERLOADED,
+}
+_MESSAGES: dict[Kind, str] = {
+    Kind.UPSTREAM_INVALID_REQUEST: "The provider refused this request as invalid.",
+    Kind.UPSTREAM_TOO_LARGE: "The provider says this request is too large.",
+    Kind.UPSTREAM_AUTH: "The provider refused the gateway's own key. The operator has to look at it.",
+    Kind.UPSTREAM_MODEL_UNAVAILABLE: "The provider does not offer the configured model.",
+    Kind.UPSTREAM_RATE_LIMITED: "The provider's rate limit is reached. Please try again later.",
+    Kind.UPSTREAM_OVERLOADED: "The provider is overloaded. Please try again in a moment.",
+    Kind.UPSTREAM_TIMEOUT: "The provider took too long.",
+    Kind.UPSTREAM_ERROR: "The provider had an internal error. Please try again.",
+    Kind.UPSTREAM_PROTOCOL: "The provider sent something that is not an answer.",
+}
+
+_DEFAULT_RETRY_AFTER_S = 10
+_MAX_RETRY_AFTER_S = 3600
+
+
+def error_from_status(status: int, body: bytes, retry_after: str | None) -> GatewayError:
+    """The error for a response that is not 200. ``body`` is what arrived of it, parseable or not."""
+    kind, detail = None, None
+    try:
+        error = orjson.loads(body)["error"]
+        kind, detail = _ERROR_KINDS.get(error["type"]), error["message"]
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        pass  # a proxy's HTML page, or nothing: the status has to do
+    if kind is None:
+        kind = _STATUS_KINDS.get(status)
+    if kind is None:
+        kind = Kind.UPSTREAM_ERROR if status >= 500 else Kind.UPSTREAM_PROTOCOL
+    return _error(kind, detail, _seconds(retry_after))
+
+
+def _error(kind: Kind, detail: object, retry_after_s: int | None) -> GatewayError:
+    message = _MESSAGES[kind]
+    if kind is Kind.UPSTREAM_INVALID_REQUEST and isinstance(detail, str):
+        # Only here the vendor's own words help: they say what the caller has to change. The core
+        # checks them against the prompt before they go out (core/redaction.py).
+        message = detail
+    if retry_after_s is None and kind in (Kind.UPSTREAM_OVERLOADED, Kind.UPSTREAM_ERROR):
+        retry_after_s = _DEFAULT_RETRY_AFTER_S
+    return GatewayError(kind, message, retry_after_s=retry_after_s)
+
+
+def _seconds(retry_after: str | None) -> int | None:
+    """Whole seconds. The other form the header may have, a date, is not sent by this vendor."""
+    try:
+        value = float(retry_after) if retry_after is not None else -1.0
+    except ValueError:
+        return None
+    return min(int(-(-value // 1)), _MAX_RETRY_AFTER_S) if value >= 0 else None
+
+
+class MessageReader:
+    """Reads one streamed answer, event by event.
+
+    ``names`` maps the tool names the vendor saw back to the caller's. ``ended`` is true once the
+    vendor itself said that the answer is complete; a stream that stops before is a fault.
+    """
+
+    def __init__(self, names: dict[str, str]) -> None:
+        self._names = names
+        self._usage = Usage()
+        self._stop_reason: str | None = None
+        self._tools = -1  # index of the last tool call
+        self._block_type = ""
+        self._block_had_arguments = False
+        self.ended = False
+
+    def read(self, data: bytes) -> list[Event]:
+        """Events of one SSE event. Raises ``GatewayError`` for an error event or what is no event."""
+        try:
+            message = orjson.loads(data)
+            kind = message["type"]
+            if kind == "content_block_delta":
+                return self._delta(message["delta"])
+            if kind == "content_block_start":
+                return self._start(message["content_block"])
+            if kind == "content_block_stop":
+                return self._stop()
+            if kind == "message_start":
+                return self._take_usage(message["message"].get("usage"))
+            if kind == "message_delta":
+                self._stop_reason = message["delta"].get("stop_reason") or self._stop_reason
+                return self._take_usage(message.get("usage"))
+            if kind == "message_stop":
+                self.ended = True
+                return [End(finish_reason(self._stop_reason))]
+            if kind == "error":
+                error = message["error"]
+                raise _error(_ERROR_KINDS.get(error["type"], Kind.UPSTREAM_ERROR), error.get("message"), None)
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            # `from None`: the exception's text holds the data that could not be parsed.
+            raise GatewayError(Kind.UPSTREAM_PROTOCOL, _MESSAGES[Kind.UPSTREAM_PROTOCOL]) from None
+        return [ALIVE]  # ping, and whatever the vendor adds later
+
+    def read_whole(self, body: bytes) -> list[Event]:
+        """Events of an answer that came as one JSON document although a stream was asked for."""
+        try:
+            message = orjson.loads(body)
+            if message["type"] == "error":
+                return self.read(body)
+            events = self._take_usage(message.get("usage"))
+            for block in message["content"]:
+                events += self._start(block)
+                if block["type"] == "tool_use" and block["input"]:
+                    self._block_had_arguments = True
+                    events.append(ToolArguments(self._tools, orjson.dumps(block["input"]).decode()))
+                events += self._stop()
+            self.ended = True
+            return [*events, End(finish_reason(message.get("stop_reason")))]
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            raise GatewayError(Kind.UPSTREAM_PROTOCOL, _MESSAGES[Kind.UPSTREAM_PROTOCOL]) from None
+
+    def _take_usage(self, usage: Any) -> list[Event]:
+        if usage is None:
+            return [ALIVE]
+        detail = usage.get("cache_creation") or {}
+        self._usage = self._usage.with_present(
+            input=_count(usage.get("input_tokens")),
+            cache_read=_count(usage.get("cache_read_input_tokens")),
+            cache_write=_count(usage.get("cache_creation_input_tokens")),
+            cache_write_1h=_count(detail.get("ephemeral_1h_input_tokens")),
+            output=_count(usage.get("output_tokens")),
+        )
+        return [self._usage]
+
+    def _start(self, block: dict[str, Any]) -> list[Event]:
+        self._block_type = block["type"]
+        if self._block_type == "tool_use":
+            self._tools += 1
+            self._block_had_arguments = False
+            # `input` is always {} here; the arguments follow as deltas.
+            return [ToolStart(self._tools, block["id"], self._names.get(block["name"], block["name"]))]
+        if self._block_type == "text" and block.get("text"):
+            return [Text(block["text"])]
+        if self._block_type == "thinking" and block.get("thinking"):
+            return [Thinking(block["thinking"])]
+        return [ALIVE]
+
+    def _delta(self, delta: dict[str, Any]) -> list[Event]:
+        kind = delta["type"]
+        if kind == "text_delta":
+            text = delta["text"]
+            if not isinstance(text, str):
+                raise TypeError
+            return [Text(text)] if text else [ALIVE]
+        # Server-side tools stream their results through the same delta: those are no calls for the caller.
+        if kind == "input_json_delta" and self._block_type == "tool_use":
+            fragment = delta["partial_json"]
+            if not fragment:
+                return [ALIVE]
+            self._block_had_arguments = True
+            return [ToolArguments(self._tools, fragment)]
+        if kind == "thinking_delta":
+            return [Thinking(delta["thinking"])] if delta["thinking"] else [ALIVE]
+        return [ALIVE]
+
+    def _stop(self) -> list[Event]:
+        kind, self._block_type = self._block_type, ""
+        if kind == "tool_use" and not self._block_had_arguments:
+            # A call without arguments streams no delta, and "" is not JSON for the client.
+            return [ToolArguments(self._tools, "{}")]
+        return [ALIVE]
+
+
+def _count(value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise TypeError
+    return value
+
+
+def finish_reason(stop_reason: str | None) -> FinishReason:
+    """A reason we have never heard of ends the answer normally: it is the vendor's addition, no fault."""
+    return _STOP_REASONS.get(stop_reason or "", "stop")

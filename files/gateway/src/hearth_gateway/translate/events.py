@@ -1,0 +1,95 @@
+"""What a provider yields while it answers. One encoder per client format turns these into bytes;
+the meter reads the same events, so streaming and non-streaming share one path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Thinking:
+    """The model's reasoning. Kept apart from ``Text``: it must not show up as the answer."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolStart:
+    """``index`` counts tool calls from 0, not content blocks."""
+
+    index: int
+    id: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class ToolArguments:
+    """A fragment of the call's JSON arguments."""
+
+    index: int
+    fragment: str
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of the whole answer *so far* (cumulative, not a difference).
+
+    ``input`` excludes what came from or went to the prompt cache. ``cache_write`` is the total of
+    both cache lifetimes, ``cache_write_1h`` the part kept for an hour.
+    """
+
+    input: int = 0
+    cache_read: int = 0
+    cache_write: int = 0
+    cache_write_1h: int = 0
+    output: int = 0
+
+    @property
+    def prompt(self) -> int:
+        """All tokens of the prompt, wherever they were read from."""
+        return self.input + self.cache_read + self.cache_write
+
+    def with_present(self, **fields: int | None) -> Usage:
+        """Overwrite what is present, keep the rest.
+
+        Vendors send partial, cumulative counts. Adding them bills twice; treating "absent" as zero
+        loses what an earlier event said; treating an explicit zero as absent keeps a stale value.
+        """
+        return replace(self, **{name: value for name, value in fields.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The vendor said, itself, that the answer is complete. Nothing follows."""
+
+    reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True)
+class Idle:
+    """Nothing to show. Lets the layers above send a heartbeat and check their clocks.
+
+    ``alive`` means that the vendor did send something, such as a ping: it is working, not silent.
+    """
+
+    alive: bool = False
+
+
+IDLE = Idle()
+ALIVE = Idle(alive=True)
+
+Content = Text | Thinking | ToolStart | ToolArguments
+Event = Content | Usage | End | Idle
+
+
+def is_content(event: Event) -> bool:
+    """From the first such event on, no other provider may take over: the client has seen words."""
+    return isinstance(event, Text | Thinking | ToolStart | ToolArguments)

@@ -1,0 +1,122 @@
+"""The neutral form between the client formats and the vendor formats.
+
+Each client format is parsed into these types, each vendor format is built from them, so N clients
+and M vendors need N + M translators and not N x M.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Json = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class TextPart:
+    text: str
+    cache_control: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImagePart:
+    """Exactly one of ``data`` (base64, with ``media_type``) and ``url`` (https) is set."""
+
+    media_type: str | None = None
+    data: str | None = None
+    url: str | None = None
+    cache_control: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PdfPart:
+    """A PDF as base64."""
+
+    data: str
+    title: str | None = None
+    cache_control: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolUse:
+    """A call the assistant made earlier in the conversation."""
+
+    id: str
+    name: str
+    arguments: Json
+
+
+@dataclass(frozen=True, slots=True)
+class ToolResult:
+    """The caller's answer to the tool call ``id``."""
+
+    id: str
+    parts: tuple[TextPart | ImagePart, ...]
+    cache_control: Json | None = None
+
+
+Part = TextPart | ImagePart | PdfPart | ToolUse | ToolResult
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """``param`` is where the turn came from in the caller's body, for error messages."""
+
+    role: Literal["user", "assistant"]
+    parts: tuple[Part, ...]
+    param: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """``schema`` is the whole JSON Schema of the arguments, untouched."""
+
+    name: str
+    description: str | None
+    schema: Json
+    strict: bool | None = None
+    cache_control: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ToolChoice:
+    """``name`` only with mode ``tool``."""
+
+    mode: Literal["auto", "any", "none", "tool"]
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One request, independent of who asked in which format and of who will answer.
+
+    ``alias`` is the model name the caller used. ``ignored`` lists fields we understood and left out.
+    """
+
+    alias: str
+    system: tuple[TextPart, ...]
+    turns: tuple[Turn, ...]
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice | None = None
+    parallel_tools: bool | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    stop: tuple[str, ...] = ()
+    stream: bool = False
+    include_usage: bool = False
+    ignored: tuple[str, ...] = field(default=())
+
+    def texts(self) -> list[str]:
+        """Every piece of text the caller sent. For redaction and the demo's count, never for a log."""
+        found = [part.text for part in self.system]
+        for turn in self.turns:
+            for part in turn.parts:
+                if isinstance(part, TextPart):
+                    found.append(part.text)
+                elif isinstance(part, ToolResult):
+                    found.extend(inner.text for inner in part.parts if isinstance(inner, TextPart))
+                elif isinstance(part, ToolUse):
+                    found.extend(str(value) for value in part.arguments.values())
+        return found

@@ -1,0 +1,464 @@
+"""An OpenAI chat completion request, parsed into the neutral form.
+
+The gateway types the fields it touches and refuses what it cannot honour. It never drops a piece
+of the conversation in silence: an unsupported part is an error that names its place.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Iterable
+from typing import Any, Literal, TypeVar
+
+import orjson
+
+from hearth_gateway.errors import InvalidRequest
+from hearth_gateway.translate.model import (
+    ChatRequest,
+    ImagePart,
+    Part,
+    PdfPart,
+    TextPart,
+    Tool,
+    ToolChoice,
+    ToolResult,
+    ToolUse,
+    Turn,
+)
+
+_T = TypeVar("_T")
+
+MAX_STOP_SEQUENCES = 4  # OpenAI's own limit
+MAX_MESSAGES = 10_000
+MAX_CACHE_BREAKPOINTS = 4
+
+# Tuning hints that only another vendor understands. Dropping them changes style, not meaning, so
+# they are dropped and listed in the response header x-hearth-ignored.
+_HINTS = frozenset(
+    """seed presence_penalty frequency_penalty logit_bias user metadata store service_tier prediction
+    reasoning_effort verbosity safety_identifier prompt_cache_key prompt_cache_retention top_k""".split()
+)
+# Fields that change what comes back. We cannot honour them yet, and pretending would be a lie.
+_REFUSED = {
+    "functions": "Use `tools` instead of the deprecated `functions`.",
+    "function_call": "Use `tool_choice` instead of the deprecated `function_call`.",
+    "audio": "Audio output is not supported.",
+    "web_search_options": "Web search is not supported.",
+}
+_KNOWN = frozenset(
+    """model messages tools tool_choice parallel_tool_calls max_tokens max_completion_tokens temperature
+    top_p stop stream stream_options n logprobs top_logprobs response_format modalities""".split()
+)
+
+
+def parse_chat_request(body: Any) -> ChatRequest:
+    """Parse a decoded JSON body. Raises ``InvalidRequest`` with the path of the field at fault."""
+    if not isinstance(body, dict):
+        raise InvalidRequest("The request body must be a JSON object.")
+    _refuse_unsupported(body)
+    system, turns = _messages(body.get("messages"))
+    tools = _tools(body.get("tools"))
+    stream = _optional(body, "stream", bool) or False
+    request = ChatRequest(
+        alias=_model(body.get("model")),
+        system=system,
+        turns=turns,
+        tools=tools,
+        tool_choice=_tool_choice(body.get("tool_choice"), tools),
+        parallel_tools=_optional(body, "parallel_tool_calls", bool),
+        max_tokens=_max_tokens(body),
+        temperature=_number(body, "temperature", 0.0, 2.0),
+        top_p=_number(body, "top_p", 0.0, 1.0),
+        stop=_stop(body.get("stop")),
+        stream=stream,
+        include_usage=_include_usage(body, stream),
+        ignored=_ignored(body),
+    )
+    _check_cache_breakpoints(request)
+    return request
+
+
+def _model(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest("`model` must be the name of a model; GET /v1/models lists them.", "model")
+    return value
+
+
+def _refuse_unsupported(body: dict[str, Any]) -> None:
+    for name, reason in _REFUSED.items():
+        if body.get(name) is not None:
+            raise InvalidRequest(reason, name)
+    if body.get("n") not in (None, 1):
+        raise InvalidRequest("Only `n` = 1 is supported: one answer per request.", "n")
+    if body.get("logprobs") or body.get("top_logprobs"):
+        raise InvalidRequest("Log probabilities are not supported.", "logprobs")
+    if body.get("modalities") not in (None, ["text"]):
+        raise InvalidRequest("Only the modality `text` is supported.", "modalities")
+    response_format = body.get("response_format")
+    if response_format is not None and response_format != {"type": "text"}:
+        raise InvalidRequest("Only `response_format` of type `text` is supported.", "response_format")
+
+
+def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
+    """Known hints by name; unknown fields as one word, because the caller chose their names."""
+    hints = sorted(name for name in body if name in _HINTS and body[name] is not None)
+    if any(name not in _HINTS and name not in _KNOWN and name not in _REFUSED for name in body):
+        hints.append("unknown-fields")
+    return tuple(hints)
+
+
+def _optional(body: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, kind):
+        raise InvalidRequest(f"`{name}` must be {_JSON_NAMES[kind]}.", name)
+    return value
+
+
+_JSON_NAMES: dict[type, str] = {bool: "true or false", str: "a string", dict: "an object", list: "an array"}
+
+
+def _number(body: dict[str, Any], name: str, low: float, high: float) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidRequest(f"`{name}` must be a number from {low:g} to {high:g}.", name)
+    return float(value)
+
+
+def _max_tokens(body: dict[str, Any]) -> int | None:
+    """``max_completion_tokens`` is the newer name and wins."""
+    for name in ("max_completion_tokens", "max_tokens"):
+        value = body.get(name)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InvalidRequest(f"`{name}` must be a whole number of at least 1.", name)
+        return value
+    return None
+
+
+def _stop(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise InvalidRequest("`stop` must be a string or an array of strings.", "stop")
+    if len(items) > MAX_STOP_SEQUENCES:
+        raise InvalidRequest(f"`stop` may hold at most {MAX_STOP_SEQUENCES} strings.", "stop")
+    # Vendors refuse a stop sequence of white space only.
+    return tuple(item for item in items if item.strip())
+
+
+def _include_usage(body: dict[str, Any], stream: bool) -> bool:
+    options = _optional(body, "stream_options", dict)
+    if options is None:
+        return False
+    if not stream:
+        raise InvalidRequest("`stream_options` is only allowed when `stream` is true.", "stream_options")
+    value = options.get("include_usage", False)
+    if not isinstance(value, bool | None):
+        raise InvalidRequest("`include_usage` must be true or false.", "stream_options.include_usage")
+    return bool(value)
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+def _messages(value: Any) -> tuple[tuple[TextPart, ...], tuple[Turn, ...]]:
+    if not isinstance(value, list) or not value:
+        raise InvalidRequest("`messages` must be an array with at least one message.", "messages")
+    if len(value) > MAX_MESSAGES:
+        raise InvalidRequest(f"`messages` may hold at most {MAX_MESSAGES} messages.", "messages")
+    system: list[TextPart] = []
+    turns: list[Turn] = []
+    leading = True
+    for index, message in enumerate(value):
+        param = f"messages[{index}]"
+        if not isinstance(message, dict):
+            raise InvalidRequest("A message must be an object.", param)
+        role = message.get("role")
+        if role in ("system", "developer"):
+            parts = _text_parts(message.get("content"), f"{param}.content")
+            if leading:
+                system.extend(parts)
+            else:
+                # It stays where it is. Moving it to the front would rewrite the beginning of the
+                # prompt: the vendor's cache misses and the whole conversation is billed again.
+                wrapped = tuple(
+                    TextPart(f"<system-message>\n{part.text}\n</system-message>", part.cache_control)
+                    for part in parts
+                )
+                turns.append(Turn("user", wrapped, param))
+            continue
+        leading = False
+        if role == "user":
+            turns.append(Turn("user", _user_parts(message.get("content"), f"{param}.content"), param))
+        elif role == "assistant":
+            turns.append(Turn("assistant", _assistant_parts(message, param), param))
+        elif role == "tool":
+            turns.append(Turn("user", (_tool_result(message, param),), param))
+        else:
+            raise InvalidRequest(
+                "`role` must be one of system, developer, user, assistant, tool.", f"{param}.role"
+            )
+    if not turns:
+        raise InvalidRequest("`messages` must hold at least one user message.", "messages")
+    return tuple(system), tuple(turns)
+
+
+def _cache_control(part: dict[str, Any], param: str) -> dict[str, Any] | None:
+    """Carried verbatim: the vendor defines what is in it."""
+    value = part.get("cache_control")
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidRequest("`cache_control` must be an object.", f"{param}.cache_control")
+    return value
+
+
+def _text_parts(content: Any, param: str) -> tuple[TextPart, ...]:
+    """Text-only content; empty pieces are left out, because vendors refuse empty text blocks."""
+    if content is None:
+        return ()
+    if isinstance(content, str):
+        return (TextPart(content),) if content.strip() else ()
+    parts = []
+    for index, part in enumerate(_part_list(content, param)):
+        where = f"{param}[{index}]"
+        if part.get("type") != "text":
+            raise InvalidRequest("Only text is allowed here.", where)
+        text = _string(part.get("text"), f"{where}.text")
+        if text.strip():
+            parts.append(TextPart(text, _cache_control(part, where)))
+    return tuple(parts)
+
+
+def _part_list(content: Any, param: str) -> Iterable[dict[str, Any]]:
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise InvalidRequest("`content` must be a string or an array of parts.", param)
+    return content
+
+
+def _string(value: Any, param: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequest("This must be a string.", param)
+    return value
+
+
+def _user_parts(content: Any, param: str) -> tuple[Part, ...]:
+    if isinstance(content, str) or content is None:
+        parts: tuple[Part, ...] = _text_parts(content, param)
+    else:
+        found: list[Part] = []
+        for index, part in enumerate(_part_list(content, param)):
+            parsed = _user_part(part, f"{param}[{index}]")
+            if parsed is not None:
+                found.append(parsed)
+        parts = tuple(found)
+    if not parts:
+        raise InvalidRequest("A user message must not be empty.", param)
+    return parts
+
+
+def _user_part(part: dict[str, Any], param: str) -> Part | None:
+    kind = part.get("type")
+    cache = _cache_control(part, param)
+    if kind == "text":
+        text = _string(part.get("text"), f"{param}.text")
+        return TextPart(text, cache) if text.strip() else None
+    if kind == "image_url":
+        image = part.get("image_url")
+        url = image.get("url") if isinstance(image, dict) else image
+        return _media(_string(url, f"{param}.image_url.url"), f"{param}.image_url.url", None, cache)
+    if kind == "file":
+        file = part.get("file")
+        if not isinstance(file, dict) or not isinstance(file.get("file_data"), str):
+            raise InvalidRequest("Only files with inline `file_data` are supported.", f"{param}.file")
+        title = file.get("filename")
+        return _media(
+            file["file_data"], f"{param}.file.file_data", title if isinstance(title, str) else None, cache
+        )
+    raise InvalidRequest("Only parts of type text, image_url and file are supported.", f"{param}.type")
+
+
+def _media(url: str, param: str, title: str | None, cache: dict[str, Any] | None) -> ImagePart | PdfPart:
+    if url.startswith("https://"):
+        return ImagePart(url=url, cache_control=cache)
+    if not url.startswith("data:"):
+        raise InvalidRequest("Only https: and data: addresses are supported.", param)
+    header, comma, data = url.partition(",")
+    if not comma or not header.endswith(";base64"):
+        raise InvalidRequest("A data: address must hold base64.", param)
+    try:
+        # Only the head is decoded for sniffing, but all of it is checked: a vendor's error about
+        # broken base64 would not say which message it meant.
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("The base64 data is broken.", param) from None
+    media_type = sniff_media_type(raw)
+    if media_type is None:
+        raise InvalidRequest("Only PNG, JPEG, GIF, WebP and PDF data are supported.", param)
+    if media_type == "application/pdf":
+        return PdfPart(data, title, cache)
+    return ImagePart(media_type, data, cache_control=cache)
+
+
+def sniff_media_type(raw: bytes) -> str | None:
+    """The type the bytes say they are. The declared one is often wrong, and vendors refuse a mismatch."""
+    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if raw.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if raw.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        return "image/webp"
+    if raw.startswith(b"%PDF-"):
+        return "application/pdf"
+    return None
+
+
+def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
+    content = message.get("content")
+    if isinstance(content, list):
+        # A refusal the assistant gave earlier is text to the next turn.
+        content = [
+            {"type": "text", "text": part.get("refusal")}
+            if isinstance(part, dict) and part.get("type") == "refusal"
+            else part
+            for part in content
+        ]
+    parts: list[Part] = list(_text_parts(content, f"{param}.content"))
+    calls = message.get("tool_calls")
+    if calls is None:
+        return tuple(parts)
+    if not isinstance(calls, list):
+        raise InvalidRequest("`tool_calls` must be an array.", f"{param}.tool_calls")
+    for index, call in enumerate(calls):
+        where = f"{param}.tool_calls[{index}]"
+        function = call.get("function") if isinstance(call, dict) else None
+        if not isinstance(function, dict) or call.get("type", "function") != "function":
+            raise InvalidRequest("Only tool calls of type `function` are supported.", where)
+        parts.append(
+            ToolUse(
+                _identifier(call.get("id"), f"{where}.id"),
+                _identifier(function.get("name"), f"{where}.function.name"),
+                _arguments(function.get("arguments"), f"{where}.function.arguments"),
+            )
+        )
+    return tuple(parts)
+
+
+def _identifier(value: Any, param: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequest("This must be a non-empty string.", param)
+    return value
+
+
+def _arguments(value: Any, param: str) -> dict[str, Any]:
+    """A model may have produced broken JSON in an earlier turn. That must not end the conversation."""
+    text = "" if value is None else _string(value, param)
+    if not text.strip():
+        return {}
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {"invalid_json": text}
+    return parsed if isinstance(parsed, dict) else {"value": parsed}
+
+
+def _tool_result(message: dict[str, Any], param: str) -> ToolResult:
+    content = message.get("content")
+    cache = None
+    parts: tuple[TextPart | ImagePart, ...]
+    if isinstance(content, list):
+        found: list[TextPart | ImagePart] = []
+        for index, part in enumerate(_part_list(content, f"{param}.content")):
+            where = f"{param}.content[{index}]"
+            parsed = _user_part(part, where)
+            if parsed is None:
+                continue
+            if not isinstance(parsed, TextPart | ImagePart):
+                raise InvalidRequest("A tool result may hold text and images only.", where)
+            found.append(parsed)
+        parts = tuple(found)
+    else:
+        parts = _text_parts(content, f"{param}.content")
+    if message.get("cache_control") is not None:
+        cache = _cache_control(message, param)
+    return ToolResult(_identifier(message.get("tool_call_id"), f"{param}.tool_call_id"), parts, cache)
+
+
+# --- tools ------------------------------------------------------------------------------------
+
+
+def _tools(value: Any) -> tuple[Tool, ...]:
+    if value is None:
+        return ()
+    if not isinstance(value, list):
+        raise InvalidRequest("`tools` must be an array.", "tools")
+    tools = []
+    names = set()
+    for index, item in enumerate(value):
+        param = f"tools[{index}]"
+        function = item.get("function") if isinstance(item, dict) else None
+        if not isinstance(function, dict) or item.get("type") != "function":
+            raise InvalidRequest("Only tools of type `function` are supported.", param)
+        name = _identifier(function.get("name"), f"{param}.function.name")
+        if name in names:
+            raise InvalidRequest("Two tools have the same name.", f"{param}.function.name")
+        names.add(name)
+        schema = function.get("parameters")
+        if schema is None:
+            schema = {"type": "object", "properties": {}}
+        if not isinstance(schema, dict):
+            raise InvalidRequest("`parameters` must be a JSON Schema object.", f"{param}.function.parameters")
+        description = function.get("description")
+        if not isinstance(description, str | None):
+            raise InvalidRequest("`description` must be a string.", f"{param}.function.description")
+        strict = function.get("strict")
+        if not isinstance(strict, bool | None):
+            raise InvalidRequest("`strict` must be true or false.", f"{param}.function.strict")
+        tools.append(Tool(name, description or None, schema, strict, _cache_control(item, param)))
+    return tuple(tools)
+
+
+_MODES: dict[str, Literal["auto", "any", "none"]] = {"auto": "auto", "required": "any", "none": "none"}
+
+
+def _tool_choice(value: Any, tools: tuple[Tool, ...]) -> ToolChoice | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value in _MODES:
+        mode = _MODES[value]
+        if mode == "any" and not tools:
+            raise InvalidRequest("`tool_choice` needs `tools`.", "tool_choice")
+        return ToolChoice(mode)
+    function = value.get("function") if isinstance(value, dict) else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise InvalidRequest(
+            "`tool_choice` must be auto, required, none or {type: function, function: {name}}.", "tool_choice"
+        )
+    if name not in {tool.name for tool in tools}:
+        raise InvalidRequest("`tool_choice` names a tool that is not in `tools`.", "tool_choice")
+    return ToolChoice("tool", name)
+
+
+def _check_cache_breakpoints(request: ChatRequest) -> None:
+    marked: list[Any] = [*request.system, *request.tools]
+    for turn in request.turns:
+        for part in turn.parts:
+            marked.append(part)
+            if isinstance(part, ToolResult):
+                marked.extend(part.parts)
+    count = sum(1 for item in marked if getattr(item, "cache_control", None) is not None)
+    if count > MAX_CACHE_BREAKPOINTS:
+        raise InvalidRequest(
+            f"At most {MAX_CACHE_BREAKPOINTS} parts may have `cache_control`, this request has {count}.",
+            "messages",
+        )
