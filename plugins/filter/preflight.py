@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.hearth.plugins.module_utils import _pins, _preflight
 
+WANTS = re.compile(r"_[a-z][a-z0-9_]*_wants")
 ROLES = Path(__file__).resolve().parents[2] / "roles"
 
 
@@ -39,7 +41,8 @@ def _look_up(name: str, kind: str, version: str, arch: str) -> dict[str, Any]:
 
 
 def _wants(variables: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [variables[name] for name in variables["_preflight_wants_names"] if name in variables]
+    """What the roles said: facts named _<role>_wants. Role variables do not show in hostvars, facts do."""
+    return [variables[name] for name in sorted(variables) if WANTS.fullmatch(name)]
 
 
 def preflight_problems(
