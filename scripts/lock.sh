@@ -8,7 +8,7 @@ compile() {
     --no-emit-index-url --no-emit-find-links "$@"
 }
 (cd files/gateway && PATH="$OLDPWD/.venv/bin:$PATH" && uv pip compile -q --universal --python-version 3.11 \
-  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links requirements.in -o requirements.lock)
+  --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --extra build -o requirements.lock)
 for name in bootstrap runtime dev go; do
   (cd requirements && ../.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
     --no-emit-index-url --no-emit-find-links "$name.in" -o "$name.txt")

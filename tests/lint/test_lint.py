@@ -42,7 +42,7 @@ def test_mypy_strict() -> None:
 
 
 def test_mypy_strict_gateway() -> None:
-    run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "src", cwd=ROOT / "files" / "gateway")
+    run("mypy", "--config-file", str(ROOT / "pyproject.toml"), "-p", "hearth_gateway", cwd=ROOT / "files" / "gateway" / "src")
 
 
 def test_mypy_strict_testbed() -> None:

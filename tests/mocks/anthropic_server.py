@@ -10,20 +10,20 @@ sends something new fails a test here and not at the vendor.
 The answer is an echo, so a test can foretell it: "You said: <last user text>". One token per word.
 Faults are chosen by the model, as `<any name>+<scenario>`, or by the header `x-mock-scenario`:
 
-    slow            a word every 0.2 s                    silent          200, headers, then nothing
-    slow-headers    10 s before anything                  silent-after    two words, then nothing
-    401 403 404 413 429 429-bare 500 503 529              pings           pings for 3 s, then the answer
-    error-before    error event before any content        error-after     error event after two words
-    overloaded      `overloaded_error` before content     cut             the connection breaks after two words
-    eof             a clean end without message_stop      garbage         a stream that is not SSE or JSON
-    garbage-after   two words, then broken JSON           json            a JSON document although a stream was asked
-    tool            calls the first tool of the request   tool-empty      the same, without arguments
-    thinking        a thinking block before the text      cache           usage with cached tokens
-    max-tokens refusal unknown-stop                       stop reasons
+    slow            a word every 0.2 s                 slow-headers    10 s before anything
+    silent          200, headers, then nothing         silent-after    two words, then nothing
+    pings           pings for 3 s, then the answer     cut             the connection breaks after two words
+    error-before    error event before any content     error-after     error event after two words
+    overloaded      overloaded_error before content    eof             a clean end without message_stop
+    garbage         neither SSE nor JSON               garbage-after   two words, then broken JSON
+    big-event       one event of 5 MB                  close           closes without a word
+    html            502 with an HTML page              quote           400 that quotes the prompt
+    json            a JSON document, not a stream      gzip            compressed although nobody asked
     odd-sse         CR LF, comments, multi-line data, bytes split at odd places, no final blank line
-    gzip            the stream compressed although identity was asked for
-    big-event       one event of 5 MB                     quote           400 that quotes the prompt
-    html            502 with an HTML page                 close           closes without a word
+    tool            calls the request's first tool     tool-empty      the same, without arguments
+    thinking        a thinking block before the text   cache           usage with cached tokens
+    max-tokens, refusal, unknown-stop                  stop reasons
+    401 403 404 413 429 429-bare 500 503 529           error responses; 429 has Retry-After: 7
 
 `--record` appends one JSON line per request: what was sent, never what was said (lengths only).
 """
@@ -49,7 +49,7 @@ Block = dict[str, Any]
 Json = dict[str, Any]
 
 
-class BadRequest(Exception):
+class BadRequestError(Exception):
     """What the vendor would answer with 400."""
 
 
@@ -73,11 +73,11 @@ IMAGE_TYPES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 
 def need(condition: object, message: str) -> None:
     if not condition:
-        raise BadRequest(message)
+        raise BadRequestError(message)
 
 
 def check_request(body: Any) -> None:
-    """Raises ``BadRequest`` for anything the Messages API does not take, or that we do not know."""
+    """Raises ``BadRequestError`` for anything the Messages API does not take, or that we do not know."""
     need(isinstance(body, dict), "the body must be an object")
     for key, value in body.items():
         need(key in REQUEST_KEYS, f"{key}: Extra inputs are not permitted")
@@ -88,7 +88,10 @@ def check_request(body: Any) -> None:
     need(body["max_tokens"] >= 1, "max_tokens: must be at least 1")
     need(0 <= body.get("temperature", 1) <= 1, "temperature: range: 0..1")
     need(not ("temperature" in body and "top_p" in body), "temperature and top_p cannot both be specified")
-    need(all(item.strip() for item in body.get("stop_sequences", [])), "stop_sequences: must contain non-whitespace")
+    need(
+        all(item.strip() for item in body.get("stop_sequences", [])),
+        "stop_sequences: must contain non-whitespace",
+    )
     if isinstance(body.get("system"), list):
         for block in body["system"]:
             check_block(block, {"text"})
@@ -114,7 +117,10 @@ def check_messages(messages: list[Any], tools: set[str]) -> None:
         for block in content:
             check_block(block, ROLE_BLOCKS[role])
         results = [block["tool_use_id"] for block in content if block["type"] == "tool_result"]
-        need(set(results) == open_calls, f"messages.{index}: tool_use ids without tool_result blocks, or the reverse")
+        need(
+            set(results) == open_calls,
+            f"messages.{index}: tool_use ids without tool_result blocks, or the reverse",
+        )
         need(
             all(block["type"] == "tool_result" for block in content[: len(results)]),
             f"messages.{index}: tool_result blocks must come first",
@@ -125,7 +131,11 @@ def check_messages(messages: list[Any], tools: set[str]) -> None:
         previous_role = role
     need(not open_calls, "messages: tool_use ids were found without tool_result blocks")
     last = messages[-1]
-    if last["role"] == "assistant" and isinstance(last["content"], list) and last["content"][-1]["type"] == "text":
+    if (
+        last["role"] == "assistant"
+        and isinstance(last["content"], list)
+        and last["content"][-1]["type"] == "text"
+    ):
         text = last["content"][-1]["text"]
         need(text == text.rstrip(), "messages: final assistant content cannot end with trailing whitespace")
 
@@ -137,7 +147,10 @@ def check_block(block: Any, allowed: set[str]) -> None:
         need(block["cache_control"].get("type") == "ephemeral", "cache_control: type must be ephemeral")
     kind = block["type"]
     if kind == "text":
-        need(isinstance(block["text"], str) and block["text"].strip(), "messages: text content blocks must be non-empty")
+        need(
+            isinstance(block["text"], str) and block["text"].strip(),
+            "messages: text content blocks must be non-empty",
+        )
     elif kind == "image":
         check_source(block["source"], IMAGE_TYPES)
     elif kind == "document":
@@ -163,13 +176,19 @@ def check_source(source: Json, types: set[str]) -> None:
 
 def check_name(value: Any, length: int) -> None:
     good = isinstance(value, str) and 0 < len(value) <= length
-    need(good and all(c.isascii() and (c.isalnum() or c in "_-") for c in value), "String should match pattern '^[a-zA-Z0-9_-]+$'")
+    need(
+        good and all(c.isascii() and (c.isalnum() or c in "_-") for c in value),
+        "String should match pattern '^[a-zA-Z0-9_-]+$'",
+    )
 
 
 def check_tools(body: Json) -> set[str]:
     names = set()
     for tool in body.get("tools", []):
-        need(set(tool) <= {"name", "description", "input_schema", "strict", "cache_control"}, "tools: Extra inputs are not permitted")
+        need(
+            set(tool) <= {"name", "description", "input_schema", "strict", "cache_control"},
+            "tools: Extra inputs are not permitted",
+        )
         check_name(tool["name"], 128)
         need(tool["name"] not in names, "tools: Tool names must be unique")
         need(tool["input_schema"].get("type") == "object", "tools: input_schema.type: must be object")
@@ -177,10 +196,16 @@ def check_tools(body: Json) -> set[str]:
     choice = body.get("tool_choice")
     if choice is not None:
         need(names, "tool_choice may only be specified while providing tools")
-        need(set(choice) <= {"type", "name", "disable_parallel_tool_use"}, "tool_choice: Extra inputs are not permitted")
+        need(
+            set(choice) <= {"type", "name", "disable_parallel_tool_use"},
+            "tool_choice: Extra inputs are not permitted",
+        )
         need(choice["type"] in ("auto", "any", "none", "tool"), "tool_choice.type: unknown")
         need((choice["type"] == "tool") == ("name" in choice), "tool_choice.name: only with type tool")
-        need(choice["type"] != "none" or "disable_parallel_tool_use" not in choice, "tool_choice.none: Extra inputs")
+        need(
+            choice["type"] != "none" or "disable_parallel_tool_use" not in choice,
+            "tool_choice.none: Extra inputs",
+        )
     return names
 
 
@@ -265,7 +290,8 @@ class Answer:
     def message(self) -> Json:
         return {
             "id": "msg_mock", "type": "message", "role": "assistant", "model": self.model,
-            "content": self.blocks, "stop_reason": self.stop_reason, "stop_sequence": None, "usage": self.usage,
+            "content": self.blocks, "stop_reason": self.stop_reason, "stop_sequence": None,
+            "usage": self.usage,
         }  # fmt: skip
 
     def events(self) -> Iterator[Json]:
@@ -287,7 +313,11 @@ class Answer:
             return {"type": "content_block_delta", "index": index, "delta": fields}
 
         if block["type"] == "text":
-            yield {"type": "content_block_start", "index": index, "content_block": {"type": "text", "text": ""}}
+            yield {
+                "type": "content_block_start",
+                "index": index,
+                "content_block": {"type": "text", "text": ""},
+            }
             if index == 0:
                 yield {"type": "ping"}
             for number, word in enumerate(block["text"].split(" ")):
@@ -319,7 +349,10 @@ def odd_sse(events: Iterator[Json]) -> Iterator[bytes]:
     for event in events:
         lines = json.dumps(event, ensure_ascii=False, indent=1).split("\n")
         data += f"event:{event['type']}\r\n".encode() + b"id: 7\r\nretry: 10\r\n"
-        data += b"".join(b"data:" + (b" " if number % 2 else b"") + line.encode() + b"\r\n" for number, line in enumerate(lines))
+        data += b"".join(
+            b"data:" + (b" " if number % 2 else b"") + line.encode() + b"\r\n"
+            for number, line in enumerate(lines)
+        )
         data += b"\r\n"
     data = data.removesuffix(b"\r\n\r\n")
     for start in range(0, len(data), 7):
@@ -330,7 +363,9 @@ class Server(ThreadingHTTPServer):
     daemon_threads = True
     request_queue_size = 512
 
-    def __init__(self, address: tuple[str, int], api_key: str, record: Path | None, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self, address: tuple[str, int], api_key: str, record: Path | None, tls: ssl.SSLContext | None
+    ) -> None:
         super().__init__(address, Handler)
         self.api_key = api_key
         self.tls = tls
@@ -380,15 +415,20 @@ class Handler(BaseHTTPRequestHandler):
         try:
             if self.path != "/v1/messages":
                 status, kind = 404, "not_found_error"
-                raise BadRequest("no such path")
-            need(self.headers.get("content-type") == "application/json", "content-type: must be application/json")
-            need(self.headers.get("anthropic-version") == API_VERSION, "anthropic-version: header is required")
+                raise BadRequestError("no such path")
+            need(
+                self.headers.get("content-type") == "application/json",
+                "content-type: must be application/json",
+            )
+            need(
+                self.headers.get("anthropic-version") == API_VERSION, "anthropic-version: header is required"
+            )
             if self.headers.get("x-api-key") != self.server.api_key:
                 status, kind = 401, "authentication_error"
-                raise BadRequest("invalid x-api-key")
+                raise BadRequestError("invalid x-api-key")
             body = json.loads(raw)
             check_request(body)
-        except BadRequest as error:
+        except BadRequestError as error:
             problem = str(error)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             problem = f"malformed request: {type(error).__name__}"
@@ -402,7 +442,7 @@ class Handler(BaseHTTPRequestHandler):
                 self._error(status, kind, problem)
             else:
                 self._answer(body, scenario)
-        except BadRequest as error:
+        except BadRequestError as error:
             self._outcome = str(error)
             self._error(400, "invalid_request_error", str(error))
         except OSError:
@@ -413,7 +453,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def _metadata(self, body: Any, scenario: str, size: int) -> Json:
         known = body if isinstance(body, dict) else {}
-        messages = known.get("messages") if isinstance(known.get("messages"), list) else []
+        messages = known.get("messages")
+        if not isinstance(messages, list):
+            messages = []
         return {
             "scenario": scenario,
             "outcome": self._outcome,
@@ -550,14 +592,18 @@ class Handler(BaseHTTPRequestHandler):
 
     def _error(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> None:
         if self._is_new():
-            self._outcome = f"{status} {kind}: {message}" if kind != "invalid_request_error" else self._outcome
+            self._outcome = (
+                f"{status} {kind}: {message}" if kind != "invalid_request_error" else self._outcome
+            )
         error = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_mock"}
         self._json(status, error, headers)
 
     def _is_new(self) -> bool:
         return getattr(self, "_outcome", "") == "complete"
 
-    def _send(self, status: int, content_type: str, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, status: int, content_type: str, body: bytes, headers: dict[str, str] | None = None
+    ) -> None:
         self.send_response(status)
         self.send_header("content-type", content_type)
         self.send_header("content-length", str(len(body)))

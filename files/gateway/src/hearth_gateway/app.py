@@ -89,7 +89,7 @@ def create_app(
 ) -> Gateway:
     """Build the application. ``transport`` makes the connection to a vendor, ``clock`` tells time.
 
-    Raises ``DatabaseProblem`` and ``SecretProblem``.
+    Raises ``DatabaseError`` and ``SecretError``.
     """
     clock = clock or SystemClock()
     log = log or Log()
@@ -173,7 +173,7 @@ def _add_error_handlers(app: Flask, log: Log) -> None:
 
     @app.errorhandler(Exception)
     def unexpected(error: Exception) -> Response:
-        log.exception(error)
+        log.unexpected(error)
         return gateway_error(GatewayError(Kind.INTERNAL, "The gateway had an internal error."))
 
 
@@ -188,5 +188,3 @@ def _add_response_hook(app: Flask, lifecycle: Lifecycle, metrics: Metrics) -> No
             # Or a keep-alive client would send its next request into a socket that is going away.
             response.headers["Connection"] = "close"
         return response
-
-

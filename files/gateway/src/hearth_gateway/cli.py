@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 the service cannot start, 2 the configuration is wrong.
 from __future__ import annotations
 
 import argparse
-import os
 import secrets
 import sys
 import tempfile
@@ -15,7 +14,7 @@ from pathlib import Path
 from hearth_gateway import __version__
 from hearth_gateway.config import (
     Config,
-    ConfigProblems,
+    ConfigError,
     DemoProviderConfig,
     ServerConfig,
     TargetConfig,
@@ -38,7 +37,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="hearth-gateway", description="One private door to the model providers.")
+    parser = argparse.ArgumentParser(
+        prog="hearth-gateway", description="One private door to the model providers."
+    )
     parser.add_argument("--version", action="version", version=f"hearth-gateway {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -74,7 +75,7 @@ def _check_config(arguments: argparse.Namespace) -> int:
     try:
         config = load_config(arguments.file)
         problems = check_files(config) if arguments.files else []
-    except ConfigProblems as found:
+    except ConfigError as found:
         problems = found.problems
     for problem in problems:
         _say(f"{arguments.file}: {problem}")
@@ -85,7 +86,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     try:
         config = load_config(arguments.config)
         problems = check_files(config)
-    except ConfigProblems as found:
+    except ConfigError as found:
         problems = found.problems
     if problems:
         for problem in problems:
@@ -97,15 +98,15 @@ def _serve(arguments: argparse.Namespace) -> int:
 def _run(config: Config, greeting: str = "") -> int:
     # Here and not at the top: check-config and --version should not wait for the whole service.
     from hearth_gateway.app import create_app
-    from hearth_gateway.secrets import SecretProblem
-    from hearth_gateway.server import BindProblem, address_of, listen, serve
-    from hearth_gateway.store.database import DatabaseProblem
+    from hearth_gateway.secrets import SecretError
+    from hearth_gateway.server import BindError, address_of, listen, serve
+    from hearth_gateway.store.database import DatabaseError
 
     try:
         api_socket = listen(config.server.bind, "server.bind")
         metrics_socket = listen(config.server.metrics_bind, "server.metrics_bind")
         gateway = create_app(config)
-    except (BindProblem, DatabaseProblem, SecretProblem) as problem:
+    except (BindError, DatabaseError, SecretError) as problem:
         _say(str(problem))
         return EXIT_FAILED
 
@@ -128,8 +129,8 @@ def _demo(arguments: argparse.Namespace) -> int:
     with tempfile.TemporaryDirectory(prefix="hearth-demo-") as directory:
         token_file = Path(directory, "tokens", "demo")
         token_file.parent.mkdir(mode=0o700)
-        with open(os.open(token_file, os.O_CREAT | os.O_WRONLY, 0o600), "w", encoding="ascii") as file:
-            file.write(token)
+        token_file.touch(mode=0o600)
+        token_file.write_text(token, encoding="ascii")
         config = Config(
             server=ServerConfig(bind=arguments.bind, metrics_bind=arguments.metrics_bind, drain_s=5),
             database_url=f"sqlite:///{directory}/hearth.db",

@@ -21,7 +21,7 @@ import sqlalchemy as sa
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from hearth_gateway.secrets import SecretProblem, read_secret
+from hearth_gateway.secrets import SecretError, read_secret
 
 # Most tokens one answer of the model may have. Source, read 2026-11-21: the model pages under
 # platform.claude.com/docs/en/models ("Max output"). A model that is not listed needs
@@ -45,20 +45,26 @@ class _Section(BaseModel):
 class ServerConfig(_Section):
     """Where the service listens, and its limits."""
 
-    bind: str = Field("127.0.0.1:8080", description="host:port of the API and the chat page.")
-    metrics_bind: str = Field("127.0.0.1:9090", description="host:port of /metrics; keep users away from it.")
-    max_open_requests: int = Field(256, ge=1, le=4096, description="Answers that may be written at a time.")
-    max_body_bytes: int = Field(
-        33_554_432, ge=1024, le=268_435_456, description="Largest request body; vendors allow 32 MiB."
+    bind: str = Field(default="127.0.0.1:8080", description="host:port of the API and the chat page.")
+    metrics_bind: str = Field(
+        default="127.0.0.1:9090", description="host:port of /metrics; keep users away from it."
     )
-    drain_s: Seconds = Field(120, description="How long SIGTERM waits for open answers before it cuts them.")
+    max_open_requests: int = Field(
+        default=256, ge=1, le=4096, description="Answers that may be written at a time."
+    )
+    max_body_bytes: int = Field(
+        default=33_554_432, ge=1024, le=268_435_456, description="Largest request body; vendors allow 32 MiB."
+    )
+    drain_s: Seconds = Field(
+        default=120, description="How long SIGTERM waits for open answers before it cuts them."
+    )
     heartbeat_s: Seconds = Field(
-        0.5,
+        default=0.5,
         le=15,
         description="Longest silence on an open stream. Also how soon a client that left is noticed.",
     )
     headers_after_s: Seconds = Field(
-        10,
+        default=10,
         description=(
             "A stream whose first word is not there yet gets its response headers after this time, so "
             "that proxies in between do not give up. Later errors are then events inside the stream."
@@ -77,10 +83,10 @@ class AnthropicProviderConfig(_Section):
 
     name: Name
     kind: Literal["anthropic"]
-    base_url: str = Field("https://api.anthropic.com", description="Address without /v1.")
+    base_url: str = Field(default="https://api.anthropic.com", description="Address without /v1.")
     api_key_file: str = Field(description="File that holds the API key and nothing else.")
     ca_file: str | None = Field(
-        None, description="PEM file with certificate authorities to trust beside the machine's own."
+        default=None, description="PEM file with certificate authorities to trust beside the machine's own."
     )
 
 
@@ -100,32 +106,34 @@ class TargetConfig(_Section):
     provider: str = Field(description="Name of an entry of `providers`.")
     model: str = Field(min_length=1, max_length=200, description="The vendor's own name for the model.")
     max_output_tokens: int | None = Field(
-        None, ge=1, description="Ceiling for one answer. Needed for models the gateway does not know."
+        default=None, ge=1, description="Ceiling for one answer. Needed for models the gateway does not know."
     )
 
 
 class TimeoutsConfig(_Section):
     """Seconds."""
 
-    connect_s: Seconds = Field(5, description="Name look-up, TCP and TLS together.")
-    first_token_s: Seconds = Field(30, description="From the start of an attempt to its first content.")
-    idle_s: Seconds = Field(60, description="Silence in an answer that has begun.")
-    total_s: Seconds = Field(600, description="The whole answer, all attempts together.")
+    connect_s: Seconds = Field(default=5, description="Name look-up, TCP and TLS together.")
+    first_token_s: Seconds = Field(
+        default=30, description="From the start of an attempt to its first content."
+    )
+    idle_s: Seconds = Field(default=60, description="Silence in an answer that has begun.")
+    total_s: Seconds = Field(default=600, description="The whole answer, all attempts together.")
 
 
 class Config(_Section):
     """Configuration of hearth-gateway."""
 
-    server: ServerConfig = Field(default_factory=ServerConfig)
+    server: ServerConfig = ServerConfig()
     database_url: str = Field(
-        "sqlite:////var/lib/hearth/hearth.db", description="sqlite:/// and the path of the file."
+        default="sqlite:////var/lib/hearth/hearth.db", description="sqlite:/// and the path of the file."
     )
     tokens: TokensConfig
     providers: list[ProviderConfig] = Field(min_length=1)
     models: dict[str, Annotated[list[TargetConfig], Field(min_length=1)]] = Field(
         min_length=1, description="Names that callers use, each with its providers in order of preference."
     )
-    timeouts: TimeoutsConfig = Field(default_factory=TimeoutsConfig)
+    timeouts: TimeoutsConfig = TimeoutsConfig()
 
     def max_output_tokens(self, target: TargetConfig) -> int | None:
         """The ceiling of a target, or None if nobody has said it."""
@@ -148,7 +156,7 @@ class Problem:
         return f"{self.path}: {self.text}" if self.path else self.text
 
 
-class ConfigProblems(Exception):
+class ConfigError(Exception):
     """All that is wrong with a configuration."""
 
     def __init__(self, problems: list[Problem]) -> None:
@@ -157,13 +165,13 @@ class ConfigProblems(Exception):
 
 
 def load_config(path: Path) -> Config:
-    """Read and check a file. Raises ``ConfigProblems``. Does not look at the files it names."""
+    """Read and check a file. Raises ``ConfigError``. Does not look at the files it names."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
-        raise ConfigProblems([Problem("", f"the file cannot be read: {error.strerror}")]) from None
+        raise ConfigError([Problem("", f"the file cannot be read: {error.strerror}")]) from None
     except UnicodeDecodeError:
-        raise ConfigProblems([Problem("", "the file is not UTF-8 text")]) from None
+        raise ConfigError([Problem("", "the file is not UTF-8 text")]) from None
     return parse_config(text)
 
 
@@ -174,18 +182,18 @@ def parse_config(text: str) -> Config:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigProblems([Problem(where, f"this is not valid YAML: {error.problem}")]) from None
+        raise ConfigError([Problem(where, f"this is not valid YAML: {error.problem}")]) from None
     except yaml.YAMLError:
-        raise ConfigProblems([Problem("", "this is not valid YAML")]) from None
+        raise ConfigError([Problem("", "this is not valid YAML")]) from None
     if not isinstance(data, dict):
-        raise ConfigProblems([Problem("", "the file must hold keys such as `tokens:` and `providers:`")])
+        raise ConfigError([Problem("", "the file must hold keys such as `tokens:` and `providers:`")])
     try:
         config = Config.model_validate(data)
     except ValidationError as error:
-        raise ConfigProblems([_problem(item) for item in error.errors()]) from None
+        raise ConfigError([_problem(item) for item in error.errors()]) from None
     problems = list(_cross_checks(config))
     if problems:
-        raise ConfigProblems(problems)
+        raise ConfigError(problems)
     return config
 
 
@@ -202,7 +210,7 @@ def check_files(config: Config) -> list[Problem]:
         where = f"providers[{index}]"
         try:
             read_secret(Path(provider.api_key_file))
-        except SecretProblem as problem:
+        except SecretError as problem:
             problems.append(Problem(f"{where}.api_key_file", f"{provider.api_key_file} {problem}"))
         if provider.ca_file is not None:
             try:
@@ -262,7 +270,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             elif config.max_output_tokens(target) is None:
                 yield Problem(
                     f"{where}.max_output_tokens",
-                    f"is needed, because the ceiling of {target.model!r} is not known; see the vendor's model page",
+                    f"is needed: the ceiling of {target.model!r} is not known here; the vendor's page has it",
                 )
     timeouts = config.timeouts
     for field in ("connect_s", "first_token_s", "idle_s"):
@@ -398,7 +406,7 @@ class _StrictLoader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int):
                 if key in seen:
                     raise yaml.MarkedYAMLError(

@@ -15,7 +15,7 @@ from hearth_gateway.api.description import openapi_text
 from hearth_gateway.config import json_schema
 from hearth_gateway.telemetry.metrics import DEFINITIONS, PROCESS_DEFINITIONS, Definition
 
-_NOTE = "# Written by `hearth-gateway write-contract contract`. Do not edit: change the gateway and write it again.\n"
+_NOTE = "# Written by `hearth-gateway write-contract contract`; change the gateway, then write it again.\n"
 
 
 def contract_files() -> dict[str, str]:

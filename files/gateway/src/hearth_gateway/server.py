@@ -18,8 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from granian._futures import _new_cbscheduler
-from granian._granian import SocketHolder, WorkerSignal, WSGIWorker
+from granian import _futures, _granian
 from granian._loops import loops
 from granian.http import HTTP1Settings
 
@@ -29,6 +28,10 @@ from hearth_gateway.config import ServerConfig, parse_bind
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.telemetry.metrics import CONTENT_TYPE, Metrics
 
+# granian's own type stubs lag behind its code.
+_native: Any = _granian
+_new_scheduler: Any = _futures._new_cbscheduler
+
 _BACKLOG = 1024
 # Threads beside those that write answers: health checks and the page must get one when all are busy.
 _SPARE_THREADS = 32
@@ -37,12 +40,12 @@ _HEADER_TIMEOUT_MS = 15_000
 _CUT_S = 5.0
 
 
-class BindProblem(Exception):
+class BindError(Exception):
     """Why an address cannot be listened on, as a sentence."""
 
 
 def listen(bind: str, what: str) -> socket.socket:
-    """A listening socket. Raises ``BindProblem``."""
+    """A listening socket. Raises ``BindError``."""
     host, port = parse_bind(bind)
     try:
         infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -53,7 +56,7 @@ def listen(bind: str, what: str) -> socket.socket:
         sock.listen(_BACKLOG)
     except OSError as error:
         reason = "the port is taken" if error.errno == 98 else (error.strerror or "unknown")
-        raise BindProblem(f"cannot listen on {bind} ({what}): {reason}") from None
+        raise BindError(f"cannot listen on {bind} ({what}): {reason}") from None
     return sock
 
 
@@ -86,7 +89,7 @@ def serve(
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
     metrics_server = _start_metrics(metrics_socket, gateway.metrics)
-    shutdown = WorkerSignal()
+    shutdown = _native.WorkerSignal()
     _start_worker(gateway, config, api_socket, shutdown)
     log.event(
         "started", version=__version__, bind=address_of(api_socket), metrics_bind=address_of(metrics_socket)
@@ -106,34 +109,23 @@ def serve(
     log.event("stopped", open=gateway.lifecycle.open, queued=lost)
 
 
-def _start_worker(
-    gateway: Gateway, config: ServerConfig, api_socket: socket.socket, shutdown: WorkerSignal
-) -> None:
+def _start_worker(gateway: Gateway, config: ServerConfig, api_socket: socket.socket, shutdown: Any) -> None:
     threads = config.max_open_requests + _SPARE_THREADS
-    worker = WSGIWorker(
-        1,  # worker id
-        (None, SocketHolder(api_socket.fileno(), False, _BACKLOG)),
-        None,  # no channel to a supervisor
-        1,  # runtime threads: they move bytes, Python's threads do the work
-        512,  # runtime's own blocking threads, an upper bound
-        threads,
-        30,  # seconds until an idle thread ends
-        threads + _BACKLOG,
-        "1",  # HTTP/1 only: HTTP/2 in clear text is of no use behind a proxy
-        HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
-        None,
-        None,  # no static files of granian's own
-        False,  # no TLS: the ingress has it
-        None,
-        None,
-        None,
-        "tls1.3",
-        None,
-        [],
-        False,
-        (None, None),
+    worker = _native.WSGIWorker(
+        worker_id=1,
+        sock=(None, _native.SocketHolder(api_socket.fileno(), False, _BACKLOG)),
+        ipc=None,  # no supervisor to talk to
+        threads=1,  # of the runtime: they move bytes, Python's threads do the work
+        py_threads=threads,
+        py_threads_idle_timeout=30,
+        backpressure=threads + _BACKLOG,
+        http_mode="1",  # HTTP/2 in clear text is of no use behind a proxy
+        http1_opts=HTTP1Settings(header_read_timeout=_HEADER_TIMEOUT_MS),
+        ssl_enabled=False,  # TLS ends at the ingress
+        ssl_crl=[],
+        metrics=(None, None),
     )
-    scheduler = _new_cbscheduler(loops.get("asyncio"), _wsgi_callback(gateway), impl_asyncio=True)
+    scheduler = _new_scheduler(loops.get("asyncio"), _wsgi_callback(gateway), impl_asyncio=True)
     worker.serve_mtr(scheduler, None, shutdown)
 
 
@@ -146,9 +138,16 @@ class _Response:
         self.status = 500
         self.headers: list[tuple[str, str]] = []
 
-    def __call__(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> None:
+    def __call__(
+        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
+    ) -> Callable[[bytes], object]:
         self.status = int(status[:3])
         self.headers = headers
+        return _refuse_write
+
+
+def _refuse_write(_data: bytes) -> object:
+    raise NotImplementedError("WSGI's write() is not supported")
 
 
 class _Body:
@@ -169,16 +168,16 @@ class _Body:
             return next(self._iterator)  # type: ignore[no-any-return]
         except StopIteration:
             raise
-        except Exception as error:  # noqa: BLE001
-            self._log.exception(error)
+        except Exception as error:
+            self._log.unexpected(error)
             self.close()
             raise StopIteration from None
 
     def close(self) -> None:
         try:
             self._iterable.close()
-        except Exception as error:  # noqa: BLE001
-            self._log.exception(error)
+        except Exception as error:
+            self._log.unexpected(error)
 
 
 def _wsgi_callback(gateway: Gateway) -> Callable[[Any, dict[str, Any]], int]:
@@ -200,8 +199,8 @@ def _wsgi_callback(gateway: Gateway) -> Callable[[Any, dict[str, Any]], int]:
         response = _Response()
         try:
             result = app(base | scope, response)
-        except Exception as error:  # noqa: BLE001
-            log.exception(error)
+        except Exception as error:
+            log.unexpected(error)
             protocol.response_bytes(500, [("content-type", "application/json")], b"{}")
             return 500
         if isinstance(result, list):

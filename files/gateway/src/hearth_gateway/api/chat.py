@@ -12,7 +12,7 @@ from hearth_gateway.api.responses import HearthResponse, json_response
 from hearth_gateway.config import ServerConfig
 from hearth_gateway.core.conversation import ChatService, Exchange
 from hearth_gateway.core.identity import Caller, TokenStore
-from hearth_gateway.errors import GatewayError, InvalidRequest, Kind
+from hearth_gateway.errors import GatewayError, InvalidRequestError, Kind
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.translate.events import Idle
 from hearth_gateway.translate.openai_request import parse_chat_request
@@ -33,9 +33,7 @@ def create_blueprint(
     blueprint = Blueprint("openai", __name__)
 
     def caller() -> Caller:
-        return tokens.identify(
-            request.headers.get("Authorization", ""), request.headers.get("x-api-key", "")
-        )
+        return tokens.identify(request.headers.get("Authorization", ""), request.headers.get("x-api-key", ""))
 
     @blueprint.get("/v1/models")
     def list_models() -> HearthResponse:
@@ -98,7 +96,7 @@ def _json_body() -> Any:
         return orjson.loads(request.get_data(cache=False))
     except orjson.JSONDecodeError:
         # `from None`: the exception carries the body.
-        raise InvalidRequest("The request body is not valid JSON.") from None
+        raise InvalidRequestError("The request body is not valid JSON.") from None
 
 
 class _Stream:
@@ -136,8 +134,8 @@ class _Stream:
                 self._over = True
                 self.close()
                 return encode_error(error)
-            except Exception as error:  # noqa: BLE001  (a bug of ours must not look like a broken network)
-                self._log.exception(error)
+            except Exception as error:
+                self._log.unexpected(error)
                 self._over = True
                 self.close()
                 return encode_error(GatewayError(Kind.INTERNAL, "The gateway had an internal error."))

@@ -221,7 +221,9 @@ class Exchange:
                 yield event
                 if isinstance(event, End):
                     return
-            raise GatewayError(Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete.")
+            raise GatewayError(
+                Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete."
+            )
         except GatewayError as error:
             outcome = error.kind.value
             raise self._presentable(error) from None

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hearth_gateway.clock import Clock
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.secrets import SecretProblem, read_secret
+from hearth_gateway.secrets import SecretError, read_secret
 
 MIN_TOKEN_LENGTH = 16
 # A removed token must be refused within 5 s, so the directory is looked at more often than that.
@@ -91,8 +91,8 @@ class TokenStore:
                 try:
                     token = read_secret(path)
                     if len(token) < MIN_TOKEN_LENGTH:
-                        raise SecretProblem(f"is shorter than {MIN_TOKEN_LENGTH} characters")
-                except SecretProblem as problem:
+                        raise SecretError(f"is shorter than {MIN_TOKEN_LENGTH} characters")
+                except SecretError as problem:
                     self._on_problem(path.name, str(problem))
                     continue
                 digests.append((path.name, hashlib.sha256(token.encode()).digest()))

@@ -30,7 +30,9 @@ class Lifecycle:
         with self._changed:
             if self.draining:
                 raise GatewayError(
-                    Kind.SHUTTING_DOWN, "The gateway is restarting. Please try again in a moment.", retry_after_s=2
+                    Kind.SHUTTING_DOWN,
+                    "The gateway is restarting. Please try again in a moment.",
+                    retry_after_s=2,
                 )
             if self._open >= self._max_open:
                 raise GatewayError(

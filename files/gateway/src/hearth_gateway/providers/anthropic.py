@@ -85,7 +85,9 @@ def _read_stream(response: Response, reader: MessageReader, call: Call) -> Itera
                 if isinstance(event, End):
                     return
         if not chunk:
-            raise GatewayError(Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete.")
+            raise GatewayError(
+                Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete."
+            )
 
 
 def _finish_body(response: Response) -> None:

@@ -11,7 +11,6 @@ redirects a POST with a key is a fault), no cookies, no proxies.
 
 from __future__ import annotations
 
-import os
 import socket
 import ssl
 import threading
@@ -19,7 +18,9 @@ import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -81,8 +82,8 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     """
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
-    has_store = (paths.cafile and os.path.getsize(paths.cafile) > 0) or (
-        paths.capath and any(os.scandir(paths.capath))
+    has_store = (paths.cafile and Path(paths.cafile).stat().st_size > 0) or (
+        paths.capath and any(Path(paths.capath).iterdir())
     )
     if not has_store:
         context.load_verify_locations(cafile=certifi.where())
@@ -141,10 +142,8 @@ class _Connection:
         return bool(data)
 
     def close(self) -> None:
-        try:
+        with suppress(OSError):  # it is gone either way
             self.sock.close()
-        except OSError:
-            pass  # it is gone either way
 
 
 class HttpClient:
@@ -402,11 +401,11 @@ class _Body:
             return data
         out = bytearray()
         while self._next_chunk():
-            assert self._left is not None
-            size = min(self._left, len(buffer))
+            left = self._left or 0
+            size = min(left, len(buffer))
             out += buffer[:size]
             del buffer[:size]
-            self._left -= size
+            self._left = left - size
             if self._left:
                 break
         return bytes(out)

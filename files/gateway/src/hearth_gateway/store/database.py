@@ -14,12 +14,12 @@ from hearth_gateway.store import tables
 _BUSY_TIMEOUT_MS = 5000
 
 
-class DatabaseProblem(Exception):
+class DatabaseError(Exception):
     """Why the database cannot be used, as a sentence for the operator."""
 
 
 def open_database(url: str) -> sa.Engine:
-    """Open, check that it can be written, migrate. Raises ``DatabaseProblem``."""
+    """Open, check that it can be written, migrate. Raises ``DatabaseError``."""
     engine = sa.create_engine(url)
     event.listen(engine, "connect", _set_pragmas)
     event.listen(engine, "begin", _begin)
@@ -28,8 +28,8 @@ def open_database(url: str) -> sa.Engine:
     except sa.exc.DBAPIError as error:
         engine.dispose()
         path = sa.make_url(url).database
-        raise DatabaseProblem(f"the database {path} cannot be used: {_reason(error)}") from None
-    except DatabaseProblem:
+        raise DatabaseError(f"the database {path} cannot be used: {_reason(error)}") from None
+    except DatabaseError:
         engine.dispose()
         raise
     return engine
@@ -91,12 +91,10 @@ MIGRATIONS: Sequence[Sequence[str]] = (
 def migrate(engine: sa.Engine, steps: Sequence[Sequence[str]]) -> None:
     """Apply the steps the database has not seen yet, all or none. Also proves that it can be written."""
     with engine.begin() as connection:
-        connection.exec_driver_sql(
-            "CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)"
-        )
+        connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
         version = connection.execute(sa.select(sa.func.max(tables.schema_version.c.version))).scalar()
         if version is not None and version > len(steps):
-            raise DatabaseProblem(
+            raise DatabaseError(
                 f"the database was written by a newer hearth-gateway (its schema is {version}, this one "
                 f"knows {len(steps)}); start that version, or restore an older backup"
             )

@@ -16,8 +16,31 @@ from typing import Any, TextIO
 
 # Everything a line may hold. `problem` takes sentences that our own code wrote for the operator.
 FIELDS = frozenset(
-    """route method status duration_ms request_id caller alias provider model outcome stream attempts
-    token problem bind metrics_bind version signal open queued error places thread""".split()
+    {
+        "route",
+        "method",
+        "status",
+        "duration_ms",
+        "request_id",
+        "caller",
+        "alias",
+        "provider",
+        "model",
+        "outcome",
+        "stream",
+        "attempts",
+        "token",
+        "problem",
+        "bind",
+        "metrics_bind",
+        "version",
+        "signal",
+        "open",
+        "queued",
+        "error",
+        "places",
+        "thread",
+    }
 )
 
 
@@ -42,7 +65,7 @@ class Log:
             except OSError:
                 pass  # standard error is gone or full; a log line must not end somebody's answer
 
-    def exception(self, error: BaseException) -> None:
+    def unexpected(self, error: BaseException) -> None:
         """Log where an unexpected exception happened, without what it says."""
         frames = traceback.extract_tb(error.__traceback__)
         places = [f"{_short(frame.filename)}:{frame.lineno} {frame.name}" for frame in frames]
@@ -52,15 +75,15 @@ class Log:
         """Python prints uncaught exceptions with their messages. From here on it logs them our way."""
 
         def main_hook(kind: type[BaseException], error: BaseException, tb: TracebackType | None) -> None:
-            self.exception(error)
+            self.unexpected(error)
 
         def thread_hook(args: threading.ExceptHookArgs) -> None:
             if args.exc_value is not None:
-                self.exception(args.exc_value)
+                self.unexpected(args.exc_value)
 
         def unraisable_hook(args: Any) -> None:
             if args.exc_value is not None:
-                self.exception(args.exc_value)
+                self.unexpected(args.exc_value)
 
         sys.excepthook = main_hook
         threading.excepthook = thread_hook

@@ -71,7 +71,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "hearth_tokens_total",
         "counter",
         ("provider", "model", "kind"),
-        "Tokens as the provider counts them. `kind` is input (not cached), cache_read, cache_write or output.",
+        "Tokens as the provider counts them. `kind`: input (not cached), cache_read, cache_write, output.",
     ),
     Definition("hearth_open_requests", "gauge", (), "Answers being written right now."),
     Definition("hearth_draining", "gauge", (), "1 while the gateway shuts down and refuses new requests."),
@@ -116,9 +116,7 @@ class Metrics:
                 )
         self._gauges["hearth_build_info"].labels(__version__, platform.python_version()).set(1)
         # Looking up a child by its labels costs more than counting; label sets are few and closed.
-        self._counter = lru_cache(maxsize=4096)(
-            lambda name, *labels: self._counters[name].labels(*labels)
-        )
+        self._counter = lru_cache(maxsize=4096)(lambda name, *labels: self._counters[name].labels(*labels))
         self._histogram = lru_cache(maxsize=1024)(
             lambda name, *labels: self._histograms[name].labels(*labels)
         )

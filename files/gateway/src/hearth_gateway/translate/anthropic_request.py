@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any
 
-from hearth_gateway.errors import InvalidRequest
+from hearth_gateway.errors import InvalidRequestError
 from hearth_gateway.translate.model import (
     ChatRequest,
     ImagePart,
@@ -47,7 +47,7 @@ def build_messages_request(request: ChatRequest, model: str, max_output_tokens: 
 
     The vendor is always asked to stream, also for a caller who waits for the whole answer: that way
     a silent vendor is noticed after the first-token limit, and what was used before a fault is known.
-    Raises ``InvalidRequest`` where the conversation cannot be expressed.
+    Raises ``InvalidRequestError`` where the conversation cannot be expressed.
     """
     adjusted: list[str] = []
     names = _ToolNames(request)
@@ -87,9 +87,7 @@ class _ToolNames:
     def __init__(self, request: ChatRequest) -> None:
         self.reverse: dict[str, str] = {}
         self._safe: dict[str, str] = {}
-        history = [
-            part.name for turn in request.turns for part in turn.parts if isinstance(part, ToolUse)
-        ]
+        history = [part.name for turn in request.turns for part in turn.parts if isinstance(part, ToolUse)]
         wanted = dict.fromkeys([*(tool.name for tool in request.tools), *history])
         # Names that are fine keep theirs, whatever the order: only the others may be renamed.
         for name in sorted(wanted, key=lambda name: not _TOOL_NAME.match(name)):
@@ -117,7 +115,7 @@ def _merge(turns: tuple[Turn, ...]) -> list[Turn]:
         else:
             merged.append(turn)
     if not merged:
-        raise InvalidRequest("`messages` must hold at least one message that is not empty.", "messages")
+        raise InvalidRequestError("`messages` must hold at least one message that is not empty.", "messages")
     if merged[0].role == "assistant":
         merged.insert(0, Turn("user", (TextPart(START_OF_CONVERSATION),), "messages"))
     return merged
@@ -133,18 +131,18 @@ def _check_tool_pairs(turns: list[Turn]) -> None:
         answered = set(_result_ids(following.parts)) if following else set()
         for call_id in asked:
             if call_id not in answered:
-                raise InvalidRequest(f"The tool call `{_show(call_id)}` has no result.", turn.param)
+                raise InvalidRequestError(f"The tool call `{_show(call_id)}` has no result.", turn.param)
     for index, turn in enumerate(turns):
         results = list(_result_ids(turn.parts))
         before = turns[index - 1] if index else None
         asked = [part.id for part in before.parts if isinstance(part, ToolUse)] if before else []
         for call_id in results:
             if call_id not in asked:
-                raise InvalidRequest(
+                raise InvalidRequestError(
                     f"The tool result `{_show(call_id)}` answers no call of the turn before it.", turn.param
                 )
         if len(set(results)) != len(results):
-            raise InvalidRequest("A tool call has two results.", turn.param)
+            raise InvalidRequestError("A tool call has two results.", turn.param)
 
 
 def _result_ids(parts: Iterable[Part]) -> Iterable[str]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 import orjson
 
-from hearth_gateway.errors import InvalidRequest
+from hearth_gateway.errors import InvalidRequestError
 from hearth_gateway.translate.model import (
     ChatRequest,
     ImagePart,
@@ -36,8 +36,23 @@ MAX_CACHE_BREAKPOINTS = 4
 # Tuning hints that only another vendor understands. Dropping them changes style, not meaning, so
 # they are dropped and listed in the response header x-hearth-ignored.
 _HINTS = frozenset(
-    """seed presence_penalty frequency_penalty logit_bias user metadata store service_tier prediction
-    reasoning_effort verbosity safety_identifier prompt_cache_key prompt_cache_retention top_k""".split()
+    {
+        "seed",
+        "presence_penalty",
+        "frequency_penalty",
+        "logit_bias",
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "prediction",
+        "reasoning_effort",
+        "verbosity",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "top_k",
+    }
 )
 # Fields that change what comes back. We cannot honour them yet, and pretending would be a lie.
 _REFUSED = {
@@ -47,15 +62,32 @@ _REFUSED = {
     "web_search_options": "Web search is not supported.",
 }
 _KNOWN = frozenset(
-    """model messages tools tool_choice parallel_tool_calls max_tokens max_completion_tokens temperature
-    top_p stop stream stream_options n logprobs top_logprobs response_format modalities""".split()
+    {
+        "model",
+        "messages",
+        "tools",
+        "tool_choice",
+        "parallel_tool_calls",
+        "max_tokens",
+        "max_completion_tokens",
+        "temperature",
+        "top_p",
+        "stop",
+        "stream",
+        "stream_options",
+        "n",
+        "logprobs",
+        "top_logprobs",
+        "response_format",
+        "modalities",
+    }
 )
 
 
 def parse_chat_request(body: Any) -> ChatRequest:
-    """Parse a decoded JSON body. Raises ``InvalidRequest`` with the path of the field at fault."""
+    """Parse a decoded JSON body. Raises ``InvalidRequestError`` with the path of the field at fault."""
     if not isinstance(body, dict):
-        raise InvalidRequest("The request body must be a JSON object.")
+        raise InvalidRequestError("The request body must be a JSON object.")
     _refuse_unsupported(body)
     system, turns = _messages(body.get("messages"))
     tools = _tools(body.get("tools"))
@@ -81,23 +113,23 @@ def parse_chat_request(body: Any) -> ChatRequest:
 
 def _model(value: Any) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidRequest("`model` must be the name of a model; GET /v1/models lists them.", "model")
+        raise InvalidRequestError("`model` must be the name of a model; GET /v1/models lists them.", "model")
     return value
 
 
 def _refuse_unsupported(body: dict[str, Any]) -> None:
     for name, reason in _REFUSED.items():
         if body.get(name) is not None:
-            raise InvalidRequest(reason, name)
+            raise InvalidRequestError(reason, name)
     if body.get("n") not in (None, 1):
-        raise InvalidRequest("Only `n` = 1 is supported: one answer per request.", "n")
+        raise InvalidRequestError("Only `n` = 1 is supported: one answer per request.", "n")
     if body.get("logprobs") or body.get("top_logprobs"):
-        raise InvalidRequest("Log probabilities are not supported.", "logprobs")
+        raise InvalidRequestError("Log probabilities are not supported.", "logprobs")
     if body.get("modalities") not in (None, ["text"]):
-        raise InvalidRequest("Only the modality `text` is supported.", "modalities")
+        raise InvalidRequestError("Only the modality `text` is supported.", "modalities")
     response_format = body.get("response_format")
     if response_format is not None and response_format != {"type": "text"}:
-        raise InvalidRequest("Only `response_format` of type `text` is supported.", "response_format")
+        raise InvalidRequestError("Only `response_format` of type `text` is supported.", "response_format")
 
 
 def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
@@ -113,7 +145,7 @@ def _optional(body: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
     if value is None:
         return None
     if not isinstance(value, kind):
-        raise InvalidRequest(f"`{name}` must be {_JSON_NAMES[kind]}.", name)
+        raise InvalidRequestError(f"`{name}` must be {_JSON_NAMES[kind]}.", name)
     return value
 
 
@@ -125,7 +157,7 @@ def _number(body: dict[str, Any], name: str, low: float, high: float) -> float |
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidRequest(f"`{name}` must be a number from {low:g} to {high:g}.", name)
+        raise InvalidRequestError(f"`{name}` must be a number from {low:g} to {high:g}.", name)
     return float(value)
 
 
@@ -136,7 +168,7 @@ def _max_tokens(body: dict[str, Any]) -> int | None:
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidRequest(f"`{name}` must be a whole number of at least 1.", name)
+            raise InvalidRequestError(f"`{name}` must be a whole number of at least 1.", name)
         return value
     return None
 
@@ -146,9 +178,9 @@ def _stop(value: Any) -> tuple[str, ...]:
         return ()
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-        raise InvalidRequest("`stop` must be a string or an array of strings.", "stop")
+        raise InvalidRequestError("`stop` must be a string or an array of strings.", "stop")
     if len(items) > MAX_STOP_SEQUENCES:
-        raise InvalidRequest(f"`stop` may hold at most {MAX_STOP_SEQUENCES} strings.", "stop")
+        raise InvalidRequestError(f"`stop` may hold at most {MAX_STOP_SEQUENCES} strings.", "stop")
     # Vendors refuse a stop sequence of white space only.
     return tuple(item for item in items if item.strip())
 
@@ -158,10 +190,10 @@ def _include_usage(body: dict[str, Any], stream: bool) -> bool:
     if options is None:
         return False
     if not stream:
-        raise InvalidRequest("`stream_options` is only allowed when `stream` is true.", "stream_options")
+        raise InvalidRequestError("`stream_options` is only allowed when `stream` is true.", "stream_options")
     value = options.get("include_usage", False)
     if not isinstance(value, bool | None):
-        raise InvalidRequest("`include_usage` must be true or false.", "stream_options.include_usage")
+        raise InvalidRequestError("`include_usage` must be true or false.", "stream_options.include_usage")
     return bool(value)
 
 
@@ -170,16 +202,16 @@ def _include_usage(body: dict[str, Any], stream: bool) -> bool:
 
 def _messages(value: Any) -> tuple[tuple[TextPart, ...], tuple[Turn, ...]]:
     if not isinstance(value, list) or not value:
-        raise InvalidRequest("`messages` must be an array with at least one message.", "messages")
+        raise InvalidRequestError("`messages` must be an array with at least one message.", "messages")
     if len(value) > MAX_MESSAGES:
-        raise InvalidRequest(f"`messages` may hold at most {MAX_MESSAGES} messages.", "messages")
+        raise InvalidRequestError(f"`messages` may hold at most {MAX_MESSAGES} messages.", "messages")
     system: list[TextPart] = []
     turns: list[Turn] = []
     leading = True
     for index, message in enumerate(value):
         param = f"messages[{index}]"
         if not isinstance(message, dict):
-            raise InvalidRequest("A message must be an object.", param)
+            raise InvalidRequestError("A message must be an object.", param)
         role = message.get("role")
         if role in ("system", "developer"):
             parts = _text_parts(message.get("content"), f"{param}.content")
@@ -202,11 +234,11 @@ def _messages(value: Any) -> tuple[tuple[TextPart, ...], tuple[Turn, ...]]:
         elif role == "tool":
             turns.append(Turn("user", (_tool_result(message, param),), param))
         else:
-            raise InvalidRequest(
+            raise InvalidRequestError(
                 "`role` must be one of system, developer, user, assistant, tool.", f"{param}.role"
             )
     if not turns:
-        raise InvalidRequest("`messages` must hold at least one user message.", "messages")
+        raise InvalidRequestError("`messages` must hold at least one user message.", "messages")
     return tuple(system), tuple(turns)
 
 
@@ -216,7 +248,7 @@ def _cache_control(part: dict[str, Any], param: str) -> dict[str, Any] | None:
     if value is None:
         return None
     if not isinstance(value, dict):
-        raise InvalidRequest("`cache_control` must be an object.", f"{param}.cache_control")
+        raise InvalidRequestError("`cache_control` must be an object.", f"{param}.cache_control")
     return value
 
 
@@ -230,7 +262,7 @@ def _text_parts(content: Any, param: str) -> tuple[TextPart, ...]:
     for index, part in enumerate(_part_list(content, param)):
         where = f"{param}[{index}]"
         if part.get("type") != "text":
-            raise InvalidRequest("Only text is allowed here.", where)
+            raise InvalidRequestError("Only text is allowed here.", where)
         text = _string(part.get("text"), f"{where}.text")
         if text.strip():
             parts.append(TextPart(text, _cache_control(part, where)))
@@ -239,13 +271,13 @@ def _text_parts(content: Any, param: str) -> tuple[TextPart, ...]:
 
 def _part_list(content: Any, param: str) -> Iterable[dict[str, Any]]:
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise InvalidRequest("`content` must be a string or an array of parts.", param)
+        raise InvalidRequestError("`content` must be a string or an array of parts.", param)
     return content
 
 
 def _string(value: Any, param: str) -> str:
     if not isinstance(value, str):
-        raise InvalidRequest("This must be a string.", param)
+        raise InvalidRequestError("This must be a string.", param)
     return value
 
 
@@ -260,7 +292,7 @@ def _user_parts(content: Any, param: str) -> tuple[Part, ...]:
                 found.append(parsed)
         parts = tuple(found)
     if not parts:
-        raise InvalidRequest("A user message must not be empty.", param)
+        raise InvalidRequestError("A user message must not be empty.", param)
     return parts
 
 
@@ -277,31 +309,31 @@ def _user_part(part: dict[str, Any], param: str) -> Part | None:
     if kind == "file":
         file = part.get("file")
         if not isinstance(file, dict) or not isinstance(file.get("file_data"), str):
-            raise InvalidRequest("Only files with inline `file_data` are supported.", f"{param}.file")
+            raise InvalidRequestError("Only files with inline `file_data` are supported.", f"{param}.file")
         title = file.get("filename")
         return _media(
             file["file_data"], f"{param}.file.file_data", title if isinstance(title, str) else None, cache
         )
-    raise InvalidRequest("Only parts of type text, image_url and file are supported.", f"{param}.type")
+    raise InvalidRequestError("Only parts of type text, image_url and file are supported.", f"{param}.type")
 
 
 def _media(url: str, param: str, title: str | None, cache: dict[str, Any] | None) -> ImagePart | PdfPart:
     if url.startswith("https://"):
         return ImagePart(url=url, cache_control=cache)
     if not url.startswith("data:"):
-        raise InvalidRequest("Only https: and data: addresses are supported.", param)
+        raise InvalidRequestError("Only https: and data: addresses are supported.", param)
     header, comma, data = url.partition(",")
     if not comma or not header.endswith(";base64"):
-        raise InvalidRequest("A data: address must hold base64.", param)
+        raise InvalidRequestError("A data: address must hold base64.", param)
     try:
         # Only the head is decoded for sniffing, but all of it is checked: a vendor's error about
         # broken base64 would not say which message it meant.
         raw = base64.b64decode(data, validate=True)
     except (binascii.Error, ValueError):
-        raise InvalidRequest("The base64 data is broken.", param) from None
+        raise InvalidRequestError("The base64 data is broken.", param) from None
     media_type = sniff_media_type(raw)
     if media_type is None:
-        raise InvalidRequest("Only PNG, JPEG, GIF, WebP and PDF data are supported.", param)
+        raise InvalidRequestError("Only PNG, JPEG, GIF, WebP and PDF data are supported.", param)
     if media_type == "application/pdf":
         return PdfPart(data, title, cache)
     return ImagePart(media_type, data, cache_control=cache)
@@ -337,12 +369,12 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
     if calls is None:
         return tuple(parts)
     if not isinstance(calls, list):
-        raise InvalidRequest("`tool_calls` must be an array.", f"{param}.tool_calls")
+        raise InvalidRequestError("`tool_calls` must be an array.", f"{param}.tool_calls")
     for index, call in enumerate(calls):
         where = f"{param}.tool_calls[{index}]"
         function = call.get("function") if isinstance(call, dict) else None
         if not isinstance(function, dict) or call.get("type", "function") != "function":
-            raise InvalidRequest("Only tool calls of type `function` are supported.", where)
+            raise InvalidRequestError("Only tool calls of type `function` are supported.", where)
         parts.append(
             ToolUse(
                 _identifier(call.get("id"), f"{where}.id"),
@@ -355,7 +387,7 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
 
 def _identifier(value: Any, param: str) -> str:
     if not isinstance(value, str) or not value:
-        raise InvalidRequest("This must be a non-empty string.", param)
+        raise InvalidRequestError("This must be a non-empty string.", param)
     return value
 
 
@@ -383,7 +415,7 @@ def _tool_result(message: dict[str, Any], param: str) -> ToolResult:
             if parsed is None:
                 continue
             if not isinstance(parsed, TextPart | ImagePart):
-                raise InvalidRequest("A tool result may hold text and images only.", where)
+                raise InvalidRequestError("A tool result may hold text and images only.", where)
             found.append(parsed)
         parts = tuple(found)
     else:
@@ -400,29 +432,31 @@ def _tools(value: Any) -> tuple[Tool, ...]:
     if value is None:
         return ()
     if not isinstance(value, list):
-        raise InvalidRequest("`tools` must be an array.", "tools")
+        raise InvalidRequestError("`tools` must be an array.", "tools")
     tools = []
     names = set()
     for index, item in enumerate(value):
         param = f"tools[{index}]"
         function = item.get("function") if isinstance(item, dict) else None
         if not isinstance(function, dict) or item.get("type") != "function":
-            raise InvalidRequest("Only tools of type `function` are supported.", param)
+            raise InvalidRequestError("Only tools of type `function` are supported.", param)
         name = _identifier(function.get("name"), f"{param}.function.name")
         if name in names:
-            raise InvalidRequest("Two tools have the same name.", f"{param}.function.name")
+            raise InvalidRequestError("Two tools have the same name.", f"{param}.function.name")
         names.add(name)
         schema = function.get("parameters")
         if schema is None:
             schema = {"type": "object", "properties": {}}
         if not isinstance(schema, dict):
-            raise InvalidRequest("`parameters` must be a JSON Schema object.", f"{param}.function.parameters")
+            raise InvalidRequestError(
+                "`parameters` must be a JSON Schema object.", f"{param}.function.parameters"
+            )
         description = function.get("description")
         if not isinstance(description, str | None):
-            raise InvalidRequest("`description` must be a string.", f"{param}.function.description")
+            raise InvalidRequestError("`description` must be a string.", f"{param}.function.description")
         strict = function.get("strict")
         if not isinstance(strict, bool | None):
-            raise InvalidRequest("`strict` must be true or false.", f"{param}.function.strict")
+            raise InvalidRequestError("`strict` must be true or false.", f"{param}.function.strict")
         tools.append(Tool(name, description or None, schema, strict, _cache_control(item, param)))
     return tuple(tools)
 
@@ -436,16 +470,16 @@ def _tool_choice(value: Any, tools: tuple[Tool, ...]) -> ToolChoice | None:
     if isinstance(value, str) and value in _MODES:
         mode = _MODES[value]
         if mode == "any" and not tools:
-            raise InvalidRequest("`tool_choice` needs `tools`.", "tool_choice")
+            raise InvalidRequestError("`tool_choice` needs `tools`.", "tool_choice")
         return ToolChoice(mode)
     function = value.get("function") if isinstance(value, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
-        raise InvalidRequest(
+        raise InvalidRequestError(
             "`tool_choice` must be auto, required, none or {type: function, function: {name}}.", "tool_choice"
         )
     if name not in {tool.name for tool in tools}:
-        raise InvalidRequest("`tool_choice` names a tool that is not in `tools`.", "tool_choice")
+        raise InvalidRequestError("`tool_choice` names a tool that is not in `tools`.", "tool_choice")
     return ToolChoice("tool", name)
 
 
@@ -458,7 +492,7 @@ def _check_cache_breakpoints(request: ChatRequest) -> None:
                 marked.extend(part.parts)
     count = sum(1 for item in marked if getattr(item, "cache_control", None) is not None)
     if count > MAX_CACHE_BREAKPOINTS:
-        raise InvalidRequest(
+        raise InvalidRequestError(
             f"At most {MAX_CACHE_BREAKPOINTS} parts may have `cache_control`, this request has {count}.",
             "messages",
         )
