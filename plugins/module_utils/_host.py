@@ -166,6 +166,34 @@ def parse_dpkg_status(text: str) -> dict[str, str]:
     return installed
 
 
+def removable_packages(ours: set[str], text: str) -> list[str]:
+    """Those of our packages that nothing else installed depends on, from the content of /var/lib/dpkg/status.
+
+    `apt remove` would take along whatever depends on a removed package, also what a person installed since.
+    Alternatives and virtual packages count as needed: rather one package too many stays than one too many goes.
+    """
+    installed = parse_dpkg_status(text)
+    needs: dict[str, set[str]] = {}
+    provides: dict[str, set[str]] = {}
+    for paragraph in text.split("\n\n"):
+        name = re.search(r"^Package: (\S+)", paragraph, re.M)
+        if not name or name.group(1) not in installed:
+            continue
+        fields = re.findall(r"^(?:Pre-)?Depends: (.*)$", paragraph, re.M)
+        needs[name.group(1)] = {re.sub(r"[\s(:].*", "", w.strip()) for f in fields for w in re.split(r"[,|]", f)}
+        virtual = re.search(r"^Provides: (.*)$", paragraph, re.M)
+        names = {re.sub(r"[\s(:].*", "", w.strip()) for w in virtual.group(1).split(",")} if virtual else set()
+        provides[name.group(1)] = names | {name.group(1)}
+    keep: set[str] = set()
+    while True:
+        foreign = [n for n in installed if n not in ours or n in keep]
+        wanted = {w for n in foreign for w in needs.get(n, set())}
+        needed = {n for n in ours - keep if provides.get(n, set()) & wanted}
+        if not needed:
+            return sorted((ours - keep) & set(installed))
+        keep |= needed
+
+
 def dpkg_interrupted(text: str) -> bool:
     """Whether dpkg was stopped in the middle (power cut): a package is neither installed nor gone."""
     states = re.findall(r"^Status: \S+ \S+ (\S+)", text, re.M)

@@ -47,6 +47,10 @@ options:
       target:
         description: What a link points to.
         type: str
+      brief:
+        description: Say in a difference only that the content differs. For programs, which nobody reads there.
+        type: bool
+        default: false
       mode:
         description: Mode of a file, as a quoted octal number.
         type: str
@@ -93,6 +97,7 @@ class HostFile:
         self.secret = want["secret_content"] is not None
         text = want["secret_content"] if self.secret else want["content"]
         self.content = (text or "").encode()
+        self.brief = want["brief"]
         self.target = want["target"] or ""
         self.mode = int(want["mode"], 8)
 
@@ -117,10 +122,11 @@ class HostFile:
             old = os.readlink(self.path) if self.path.is_symlink() else ""
             return {**header, "before": f"link to {old}\n" if old else "", "after": f"link to {self.target}\n"}
         old_mode = f"{stat.S_IMODE(self.path.stat().st_mode):04o}" if present is not None else ""
-        if self.secret:
+        if self.secret or self.brief:
+            word = "hidden" if self.secret else f"{len(self.content)} bytes"
             changed = present != self.content
-            before = "(hidden)\n" if present is not None else ""
-            after = "(hidden, another content)\n" if changed else "(hidden)\n"
+            before = "(another content)\n" if changed and present is not None else f"({word})\n" if present is not None else ""
+            after = f"({word})\n"
         else:
             before = "" if present is None else present.decode(errors="replace")
             after = self.content.decode()
@@ -167,6 +173,7 @@ def main() -> None:
                     "content": {"type": "str"},
                     "secret_content": {"type": "str", "no_log": True},
                     "target": {"type": "str"},
+                    "brief": {"type": "bool", "default": False},
                     "mode": {"type": "str", "default": "0644"},
                 },
                 "mutually_exclusive": [("content", "secret_content")],

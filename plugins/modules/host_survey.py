@@ -148,7 +148,7 @@ survey:
       description: modules (name to loaded, builtin, available, absent or unknown) and sysctl (name to value, null where it does not exist).
       type: dict
     packages:
-      description: installed (name to version) of those asked for, interrupted (dpkg was stopped in the middle), and all when wanted.
+      description: installed (name to version) of those asked for, interrupted (dpkg was stopped in the middle), removable (brought by the host role, and needed by nothing else), and all when wanted.
       type: dict
     services:
       description: Unit name to active, enabled and exists.
@@ -375,6 +375,7 @@ def survey_packages(module: AnsibleModule) -> dict[str, Any]:
     result: dict[str, Any] = {
         "installed": {n: installed[n] for n in module.params["packages"] if n in installed},
         "interrupted": bool(journal) or _host.dpkg_interrupted(status),
+        "removable": _host.removable_packages(set(survey_state().get("packages", [])), status),
     }
     if module.params["list_packages"]:
         result["all"] = sorted(installed)
