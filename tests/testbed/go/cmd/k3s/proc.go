@@ -110,6 +110,10 @@ func orExit0(err error) error {
 	return err
 }
 
+// stopGrace is short for what none of them loses when killed: the API server would wait a minute for its watches,
+// and its data is kine's.
+const stopGrace = 2 * time.Second
+
 // stop ends the children in reverse order, so that none loses the one it talks to before it is gone itself.
 func (c *children) stop() {
 	c.mu.Lock()
@@ -123,8 +127,8 @@ func (c *children) stop() {
 		}
 		select {
 		case <-one.done:
-		case <-time.After(5 * time.Second):
-			logrus.Warnf("%s did not stop within 5 s, killing it", one.name)
+		case <-time.After(stopGrace):
+			logrus.Infof("%s did not stop within %s, killing it", one.name, stopGrace)
 			if err := one.cmd.Process.Kill(); err == nil {
 				<-one.done
 			}
