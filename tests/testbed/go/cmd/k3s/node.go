@@ -86,6 +86,10 @@ root = %q
 state = "/run/k3s/containerd"
 [grpc]
   address = %q
+[plugins.'io.containerd.internal.v1.opt']
+  path = %q
+[plugins.'io.containerd.nri.v1.nri']
+  disable = true
 [plugins.'io.containerd.cri.v1.runtime']
   enable_unprivileged_ports = true
   %s
@@ -93,12 +97,13 @@ state = "/run/k3s/containerd"
     runtime_type = "io.containerd.runc.v2"
     [plugins.'io.containerd.cri.v1.runtime'.containerd.runtimes.runc.options]
       BinaryName = %q
+      Root = "/run/k3s/containerd/runc"
       SystemdCgroup = false
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = %q
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = %q
-`, n.dirs.agent("containerd"), containerdSocket, machineContainerd, cni, filepath.Join(n.children.bin, "runc"),
+`, n.dirs.agent("containerd"), containerdSocket, n.dirs.agent("containerd", "opt"), machineContainerd, cni, filepath.Join(n.children.bin, "runc"),
 		n.cfg.text("snapshotter", "overlayfs"), n.cfg.text("pause-image", pauseImage))
 }
 
@@ -195,6 +200,7 @@ func (n *node) writeKubeletConfig() error {
 		"staticPodPath":            n.dirs.agent("pod-manifests"),
 		"tlsCertFile":              n.dirs.agent("serving-kubelet.crt"),
 		"tlsPrivateKeyFile":        n.dirs.agent("serving-kubelet.key"),
+		"volumePluginDir":          n.volumePlugins(),
 	}
 	for name, value := range machineKubelet {
 		config[name] = value

@@ -482,6 +482,11 @@ func (n *node) waitAPI(ctx context.Context, admin *rest.Config) error {
 	})
 }
 
+// volumePlugins is where k3s has them; Kubernetes' own default would leave a folder in /usr/libexec.
+func (n *node) volumePlugins() string {
+	return n.dirs.agent("libexec", "kubernetes", "kubelet-plugins", "volume", "exec")
+}
+
 func (n *node) startControllers() error {
 	d := n.dirs
 	controller, scheduler := d.server("cred", "controller.kubeconfig"), d.server("cred", "scheduler.kubeconfig")
@@ -499,6 +504,7 @@ func (n *node) startControllers() error {
 		"cluster-signing-kubelet-serving-key-file=" + d.tls("server-ca.key"),
 		"cluster-signing-legacy-unknown-cert-file=" + d.tls("server-ca.crt"),
 		"cluster-signing-legacy-unknown-key-file=" + d.tls("server-ca.key"),
+		"flex-volume-plugin-dir=" + n.volumePlugins(),
 		"kubeconfig=" + controller,
 		"leader-elect=false",
 		"profiling=false",
