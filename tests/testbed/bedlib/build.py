@@ -8,7 +8,14 @@ from . import cache, debian, release, state
 from .common import need_tools
 
 HOST_TOOLS = {"mmdebstrap": "mmdebstrap", "tar": "tar", "chroot": "coreutils"}
-ALL_TOOLS = {**HOST_TOOLS, "go": "golang-go", "gcc": "gcc libc6-dev", "dpkg": "dpkg", "apt-get": "apt"}
+ALL_TOOLS = {
+    **HOST_TOOLS,
+    "go": "golang-go",
+    "gcc": "gcc libc6-dev",
+    "dpkg": "dpkg",
+    "apt-get": "apt",
+    "zstd": "zstd",
+}
 
 
 def host_only() -> Path:
@@ -29,4 +36,7 @@ def everything() -> release.Built:
 
 
 def _used(bed: state.Bed) -> list[str]:
-    return [str(Path(bed.hostfs).parent)]
+    """Cache entries that a bed reads while it runs: its hosts' base, and the release files that it links to."""
+    releases = bed.folder / "release"
+    links = [path.resolve() for path in releases.iterdir()] if releases.is_dir() else []
+    return [str(path.parent) for path in (Path(bed.hostfs), *links)]

@@ -75,7 +75,9 @@ def tidy(in_use: set[str]) -> None:
     """Of every kind keep the newest entries and those that a bed runs on; a base system has 300 MB."""
     for kind in builds_dir().iterdir():
         if kind.is_dir():
-            entries = sorted((path for path in kind.iterdir()), key=lambda path: path.stat().st_mtime, reverse=True)
+            entries = sorted(
+                (path for path in kind.iterdir()), key=lambda path: path.stat().st_mtime, reverse=True
+            )
             for old in entries[KEEP:]:
                 if str(old) not in in_use:
                     say(f"  removing {kind.name}/{old.name}, replaced by newer ones")

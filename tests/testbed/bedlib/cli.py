@@ -8,6 +8,7 @@ import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from . import build, cgroups, host, inventory, net, release, services, state, tls
 from .common import BedError, machine_lock, need_root, need_tools, remove_tree, say, step, write
@@ -33,7 +34,9 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="bed", description="Hosts, a network and services to test the roles on.")
+    parser = argparse.ArgumentParser(
+        prog="bed", description="Hosts, a network and services to test the roles on."
+    )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
@@ -46,7 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("what", nargs="?", choices=("host", "all"), default="all")
     added = command("up", _up, "start a bed")
     added.add_argument("-n", type=int, required=True, dest="count", metavar="N", help="number of hosts")
-    added.add_argument("--with", choices=("services",), dest="extra", help="also release server, registry, mock vendor")
+    added.add_argument(
+        "--with", choices=("services",), dest="extra", help="also release server, registry, mock vendor"
+    )
     added = command("ssh", _ssh, "a shell or a command in a host")
     added.add_argument("host")
     added.add_argument("command", nargs=argparse.REMAINDER)
@@ -57,11 +62,16 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("host")
     added = command("power-on", _power_on, "start a host on the disk it has")
     added.add_argument("host")
-    added = command("snapshot", _snapshot, "keep the disks of all hosts under a tag; running hosts are restarted")
+    added = command(
+        "snapshot", _snapshot, "keep the disks of all hosts under a tag; running hosts are restarted"
+    )
     added.add_argument("tag")
     added = command("restore", _restore, "put the disks of a snapshot back")
     added.add_argument("tag")
-    command("inventory", _inventory, "print the Ansible inventory of a bed")
+    added = command("inventory", _inventory, "print the Ansible inventory of a bed")
+    added.add_argument(
+        "--json", action="store_true", dest="as_json", help="in the form of a dynamic inventory"
+    )
     command("down", _down, "remove a bed with everything that belongs to it, also one that broke halfway")
     added = command("supervise", _supervise, "(internal) run a host; started by up and power-on")
     added.add_argument("host")
@@ -94,7 +104,9 @@ def _up(options: argparse.Namespace) -> int:
             say(f"bed {old.name} is up already")
             return 0
         if old is not None or options.name in _traces():
-            raise BedError(f"there is a bed {options.name} already: `bed down --name {options.name}` removes it")
+            raise BedError(
+                f"there is a bed {options.name} already: `bed down --name {options.name}` removes it"
+            )
         try:
             _bring_up(options.name, options.count, hostfs, built, Path(real) if real else None)
         except BaseException:
@@ -117,7 +129,7 @@ def _bring_up(name: str, count: int, hostfs: Path, built: release.Built | None, 
         for name_of_host in bed.hosts:
             host.prepare(bed, name_of_host)
             host.start(bed, name_of_host)
-        described: dict[str, object] = {
+        described: dict[str, Any] = {
             "name": bed.name,
             "subnet": bed.subnet,
             "gateway": bed.gateway,
@@ -147,8 +159,10 @@ def _bring_up(name: str, count: int, hostfs: Path, built: release.Built | None, 
 
 def _traces() -> set[str]:
     """Names of beds that left something on the machine, whoever's cache they are in."""
-    names = {name.removeprefix("bed-").split("-")[0] for name in net.namespaces() if name.startswith("bed-")}
-    return names | {name.removeprefix("hearth-bed-").split("-")[0] for name in cgroups.existing("hearth-bed-")}
+    names = {name.removeprefix("bed-").split(".")[0] for name in net.namespaces() if name.startswith("bed-")}
+    return names | {
+        name.removeprefix("hearth-bed-").split(".")[0] for name in cgroups.existing("hearth-bed-")
+    }
 
 
 def _tear_down(name: str) -> None:
@@ -257,8 +271,18 @@ def _restore(options: argparse.Namespace) -> int:
 
 
 def _inventory(options: argparse.Namespace) -> int:
-    print((state.load(options.name).folder / "inventory.yml").read_text(), end="")
+    bed = state.load(options.name)
+    if options.as_json:
+        print(json.dumps(inventory.dynamic(bed, _described(bed)), indent=1))
+    else:
+        print((bed.folder / "inventory.yml").read_text(), end="")
     return 0
+
+
+def _described(bed: state.Bed) -> dict[str, Any]:
+    """What `up` wrote into env.json."""
+    described: dict[str, Any] = json.loads((bed.folder / "env.json").read_text())
+    return described
 
 
 def _supervise(options: argparse.Namespace) -> int:

@@ -44,7 +44,9 @@ def run(
     """
     command = [str(word) for word in argv]
     if log is None:
-        done = subprocess.run(command, input=stdin, text=True, capture_output=True, cwd=cwd, env=env, check=False)
+        done = subprocess.run(
+            command, input=stdin, text=True, capture_output=True, cwd=cwd, env=env, check=False
+        )
     else:
         with log.open("a") as file:
             done = subprocess.run(

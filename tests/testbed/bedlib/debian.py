@@ -100,7 +100,9 @@ def _bootstrap(packages: str, target: Path, log: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="hearth-bed-") as scratch:
         sources = Path(scratch) / "bed.list"
         sources.write_text("\n".join(apt_sources()) + "\n")
-        run("mmdebstrap", "--variant=minbase", *SLIM, f"--include={packages}", SUITE, target, sources, log=log)
+        run(
+            "mmdebstrap", "--variant=minbase", *SLIM, f"--include={packages}", SUITE, target, sources, log=log
+        )
 
 
 def trust_machine(root: Path) -> None:
@@ -127,7 +129,9 @@ def _built_in_modules(root: Path) -> None:
     names = {path.name for path in Path("/sys/module").iterdir()}
     config = Path("/proc/config.gz")
     if config.exists():
-        options = set(re.findall(r"^CONFIG_([A-Z0-9_]+)=y$", gzip.decompress(config.read_bytes()).decode(), re.M))
+        options = set(
+            re.findall(r"^CONFIG_([A-Z0-9_]+)=y$", gzip.decompress(config.read_bytes()).decode(), re.M)
+        )
         # Modules without parameters have no folder in /sys/module; these are the ones that k3s or a role asks for.
         wanted = {
             "OVERLAY_FS": "overlay", "BRIDGE_NETFILTER": "br_netfilter", "NF_CONNTRACK": "nf_conntrack",
@@ -186,7 +190,9 @@ def unpacked(*packages: str) -> Iterator[Path]:
         run("apt-get", "-qq", "download", *packages, cwd=folder)
         archives = sorted(folder.glob("*.deb"))
         if len(archives) != len(packages):
-            raise BedError(f"asked apt for {len(packages)} packages and got {len(archives)}: {', '.join(packages)}")
+            raise BedError(
+                f"asked apt for {len(packages)} packages and got {len(archives)}: {', '.join(packages)}"
+            )
         for archive in archives:
             run("dpkg", "-x", archive, folder / "root")
         yield folder / "root"

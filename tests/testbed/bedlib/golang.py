@@ -54,7 +54,12 @@ def toolchain() -> str:
 
 def kubernetes(version: str) -> Program:
     """The multicall binary that says it is of that k3s release, as the components of a k3s release do."""
-    names = (f"gitVersion={version}", f"gitMajor={KUBERNETES[0]}", f"gitMinor={KUBERNETES[1]}", "gitTreeState=clean")
+    names = (
+        f"gitVersion={version}",
+        f"gitMajor={KUBERNETES[0]}",
+        f"gitMinor={KUBERNETES[1]}",
+        "gitTreeState=clean",
+    )
     flags = " ".join(
         f"-X {package}.{name}"
         for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
@@ -76,7 +81,10 @@ COREDNS = Program("coredns", GO / "tools/coredns", (".",), sources=(GO / "tools/
 CONTAINERD = Program(
     "containerd",
     GO / "tools/containerd",
-    tuple(f"github.com/containerd/containerd/v2/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")),
+    tuple(
+        f"github.com/containerd/containerd/v2/cmd/{name}"
+        for name in ("containerd", "containerd-shim-runc-v2", "ctr")
+    ),
     ldflags="-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2",
     tags="no_btrfs,no_zfs,no_devmapper",
 )

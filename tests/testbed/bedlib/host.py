@@ -60,7 +60,9 @@ def prepare(bed: Bed, host: str) -> None:
     run("cp", "-a", "--reflink=auto", Path(bed.hostfs) / "var", folder / "var")
     disk = Disk(bed, host)
     disk.put("etc/hostname", f"{host}\n")
-    disk.put("etc/hosts", f"127.0.0.1\tlocalhost\n127.0.1.1\t{host}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
+    disk.put(
+        "etc/hosts", f"127.0.0.1\tlocalhost\n127.0.1.1\t{host}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
+    )
     disk.put("etc/resolv.conf", Path("/etc/resolv.conf").read_text())
     disk.put("root/.ssh/authorized_keys", (bed.folder / "id_ed25519.pub").read_text(), 0o600)
     (disk.upper / "root/.ssh").chmod(0o700)
@@ -99,7 +101,12 @@ def keys(bed: Bed) -> None:
     for host in bed.hosts:
         kind, key, _ = (bed.folder / f"hostkeys/{host}.pub").read_text().split()
         known.append(f"{host},{bed.address(host)} {kind} {key}\n")
-        config += [f"Host {host} {bed.address(host)}", f"  HostName {bed.address(host)}", f"  HostKeyAlias {host}", ""]
+        config += [
+            f"Host {host} {bed.address(host)}",
+            f"  HostName {bed.address(host)}",
+            f"  HostKeyAlias {host}",
+            "",
+        ]
     write(bed.folder / "known_hosts", "".join(known))
     write(bed.folder / "ssh_config", "\n".join(config))
 
@@ -166,7 +173,18 @@ def supervise(bed: Bed, host: str) -> int:
             f"--bind={folder}/var:/var",
         ]
         leader = subprocess.Popen(
-            ["unshare", "--mount", "--propagation=private", "sh", "-ec", script, "sh", mount, f"{folder}/root", *nspawn],
+            [
+                "unshare",
+                "--mount",
+                "--propagation=private",
+                "sh",
+                "-ec",
+                script,
+                "sh",
+                mount,
+                f"{folder}/root",
+                *nspawn,
+            ],
             stdin=subprocess.DEVNULL,
             env={
                 "PATH": os.environ["PATH"],
@@ -194,7 +212,9 @@ def stop(bed: Bed, host: str, deadline_s: float = 60) -> None:
     end = time.monotonic() + deadline_s
     while cgroups.pids(bed.cgroup(host)):
         if time.monotonic() > end:
-            raise BedError(f"{host} did not shut down in {deadline_s:.0f} s; `bed power-off {host}` pulls the plug")
+            raise BedError(
+                f"{host} did not shut down in {deadline_s:.0f} s; `bed power-off {host}` pulls the plug"
+            )
         time.sleep(0.1)
     power_off(bed, host)
 
@@ -255,7 +275,7 @@ def _console(bed: Bed, host: str) -> str:
 
 def forget(name: str) -> None:
     """Remove what systemd-nspawn leaves on the machine for the hosts of a bed."""
-    for folder in Path("/run/systemd/nspawn").glob(f"*/bed-{name}-h*"):
+    for folder in Path("/run/systemd/nspawn").glob(f"*/bed-{name}.h*"):
         with contextlib.suppress(OSError):
             folder.rmdir() if folder.is_dir() else folder.unlink()
 
@@ -296,4 +316,3 @@ def restore(bed: Bed, tag: str) -> None:
     for host in running:
         start(bed, host)
     wait_for_boot(bed, running)
-

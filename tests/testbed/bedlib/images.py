@@ -49,7 +49,9 @@ def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def write_layer(path: Path, files: Mapping[str, Path], links: Mapping[str, str], folders: Sequence[str]) -> None:
+def write_layer(
+    path: Path, files: Mapping[str, Path], links: Mapping[str, str], folders: Sequence[str]
+) -> None:
     """Write a layer from programs (all mode 0755, root's), symbolic links and folders (/tmp with its sticky bit)."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
 

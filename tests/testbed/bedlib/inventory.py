@@ -9,19 +9,19 @@ from .services import ANTHROPIC_KEY
 from .state import Bed
 
 
-def text(bed: Bed, described: dict[str, Any]) -> str:
-    """The inventory as YAML text: h1 is the server, the others are agents."""
-    connection = {
+def variables(bed: Bed, described: dict[str, Any]) -> dict[str, Any]:
+    """What the inventory says of every host of the cluster."""
+    found: dict[str, Any] = {
         "ansible_user": "root",
         "ansible_ssh_private_key_file": str(bed.folder / "id_ed25519"),
-        "ansible_python_interpreter": "/usr/bin/python3",
         "ansible_ssh_common_args": f"-F {bed.folder / 'ssh_config'}",
+        "ansible_python_interpreter": "/usr/bin/python3",
+        "host_iscsi_enabled": False,
     }
-    variables: dict[str, Any] = {**connection, "host_iscsi_enabled": False}
     services = described["services"]
     if services:
         k3s = described["k3s"]
-        variables |= {
+        found |= {
             "k3s_version": k3s["version"],
             "k3s_release_url": services["release"],
             "k3s_sha256": k3s["versions"][k3s["version"]]["sha256"],
@@ -30,18 +30,23 @@ def text(bed: Bed, described: dict[str, Any]) -> str:
             "gateway_storage_class": "local-path",
         }
         if services["anthropic"]:
-            variables |= {
+            found |= {
                 "gateway_anthropic_base_url": services["anthropic"],
                 "gateway_anthropic_api_key": ANTHROPIC_KEY,
                 "gateway_ca_pem": (bed.folder / "ca.crt").read_text(),
             }
+    return found
+
+
+def text(bed: Bed, described: dict[str, Any]) -> str:
+    """The inventory as YAML text: h1 is the server, the others are agents."""
     hosts = {host: {"ansible_host": bed.address(host)} for host in bed.hosts}
     groups: dict[str, Any] = {
         "all": {
             "children": {
                 "trial": {"hosts": {}},
                 "k3s_cluster": {
-                    "vars": variables,
+                    "vars": variables(bed, described),
                     "children": {
                         "servers": {"hosts": {"h1": hosts["h1"]}},
                         "agents": {"hosts": {host: facts for host, facts in hosts.items() if host != "h1"}},
@@ -51,6 +56,17 @@ def text(bed: Bed, described: dict[str, Any]) -> str:
         }
     }
     return f"# Inventory of bed {bed.name}, written by `bed up`.\n" + _yaml(groups)
+
+
+def dynamic(bed: Bed, described: dict[str, Any]) -> dict[str, Any]:
+    """The same inventory as an inventory script prints it."""
+    return {
+        "_meta": {"hostvars": {host: {"ansible_host": bed.address(host)} for host in bed.hosts}},
+        "trial": {"hosts": []},
+        "servers": {"hosts": bed.hosts[:1]},
+        "agents": {"hosts": bed.hosts[1:]},
+        "k3s_cluster": {"children": ["servers", "agents"], "vars": variables(bed, described)},
+    }
 
 
 def _yaml(value: dict[str, Any], indent: int = 0) -> str:

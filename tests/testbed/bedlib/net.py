@@ -114,7 +114,7 @@ def host_down(bed: Bed, host: str) -> None:
 def down(name: str) -> None:
     """Remove every trace of the bed's network by its names; what is not there is fine. Call with the machine lock."""
     for namespace in namespaces():
-        if namespace == lab_namespace(name) or namespace.startswith(f"{lab_namespace(name)}-h"):
+        if namespace == lab_namespace(name) or namespace.startswith(f"{lab_namespace(name)}."):
             run("ip", "netns", "del", namespace)
     link = link_name(name)
     if any(entry["ifname"] == link for entry in _links()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gzip
 import hashlib
-
+import os
 import re
 import shutil
 import socket
@@ -13,6 +13,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Sequence
 from pathlib import Path
 
 from . import cache, debian, golang, images
@@ -57,7 +58,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def lay_out(folder: Path, k3s: Path, archive: Path | None = None) -> None:
+def lay_out(folder: Path, k3s: Path, archives: Sequence[Path] = ()) -> None:
     """Make a release folder as k3s publishes one: binaries, image archives, checksum files.
 
     The bed has no arm64 host. `k3s-arm64` is there for the names and checksums, and says so when someone runs it.
@@ -65,15 +66,16 @@ def lay_out(folder: Path, k3s: Path, archive: Path | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(k3s, folder / "k3s")
     (folder / "k3s-arm64").write_text("#!/bin/sh\necho 'k3s: the bed has no arm64 build' >&2\nexit 1\n")
-    names: list[str] = []
-    if archive is not None:
-        shutil.copy(archive, folder / "k3s-airgap-images-amd64.tar")
-        with archive.open("rb") as source, (folder / "k3s-airgap-images-amd64.tar.gz").open("wb") as target:
-            with gzip.GzipFile("", "wb", 1, target, mtime=0) as packed:
-                shutil.copyfileobj(source, packed)
-        names = ["k3s-airgap-images-amd64.tar", "k3s-airgap-images-amd64.tar.gz"]
-        (folder / "k3s-images.txt").write_text("".join(f"{name}\n" for name in (COREDNS, BUSYBOX, LOCAL_PATH, PAUSE)))
-    for architecture, files in (("amd64", [*names, "k3s"]), ("arm64", ["k3s-arm64"])):
+    for archive in archives:
+        os.link(archive, folder / archive.name)
+    if archives:
+        (folder / "k3s-images.txt").write_text(
+            "".join(f"{name}\n" for name in (COREDNS, BUSYBOX, LOCAL_PATH, PAUSE))
+        )
+    for architecture, files in (
+        ("amd64", [*(path.name for path in archives), "k3s"]),
+        ("arm64", ["k3s-arm64"]),
+    ):
         lines = [f"{sha256(folder / name)}  {name}\n" for name in files]
         (folder / f"sha256sum-{architecture}.txt").write_text("".join(lines))
 
@@ -90,7 +92,7 @@ def tools() -> Path:
 
 
 def system_images() -> Path:
-    """The four images of the payload as docker-archives, and all of them in one."""
+    """The four images of the payload as docker-archives, and in `release` all of them in one, as k3s publishes them."""
 
     def build(folder: Path) -> None:
         pause, coredns, provisioner = golang.PAUSE.entry(), golang.COREDNS.entry(), golang.LOCAL_PATH.entry()
@@ -100,7 +102,12 @@ def system_images() -> Path:
             made: list[images.Image] = []
             for name, files, links, config in (
                 (PAUSE, {"pause": pause / "pause"}, {}, {"Entrypoint": ["/pause"], "User": "65535:65535"}),
-                (COREDNS, {"coredns": coredns / "coredns"}, {}, {"Entrypoint": ["/coredns"], "WorkingDir": "/"}),
+                (
+                    COREDNS,
+                    {"coredns": coredns / "coredns"},
+                    {},
+                    {"Entrypoint": ["/coredns"], "WorkingDir": "/"},
+                ),
                 (
                     LOCAL_PATH,
                     {"usr/bin/local-path-provisioner": provisioner / "local-path-provisioner"},
@@ -119,12 +126,17 @@ def system_images() -> Path:
                 images.write_layer(layer, files, links, ["tmp", "etc"])
                 made.append(images.Image(name, layer, config))
                 images.write_archive(folder / f"{short}.tar", made[-1:])
-            images.write_archive(folder / "all", made)
+            (folder / "release").mkdir()
+            whole = folder / "release/k3s-airgap-images-amd64.tar"
+            images.write_archive(whole, made)
+            run("zstd", "-q", "-3", "-T2", whole, "-o", whole.with_suffix(".tar.zst"))
         for image in made:
             image.layer.unlink()
 
     programs = (golang.PAUSE, golang.COREDNS, golang.LOCAL_PATH)
-    return cache.entry("images", [part for program in programs for part in program.inputs()] + [_source()], build)
+    return cache.entry(
+        "images", [part for program in programs for part in program.inputs()] + [_source()], build
+    )
 
 
 def debian_parts() -> Path:
@@ -134,7 +146,10 @@ def debian_parts() -> Path:
         for name in ("bin/aux", "libexec/aux", "lib/aux/xtables"):
             (folder / name).mkdir(parents=True)
         with debian.unpacked("runc", "containernetworking-plugins", *AUX_PACKAGES, *_libraries()) as root:
-            for path in ("usr/sbin/runc", *(f"usr/lib/cni/{name}" for name in ("bridge", "host-local", "loopback", "portmap"))):
+            for path in (
+                "usr/sbin/runc",
+                *(f"usr/lib/cni/{name}" for name in ("bridge", "host-local", "loopback", "portmap")),
+            ):
                 shutil.copy(root / path, folder / "bin")
             for name, program in AUX.items():
                 shutil.copy(root / program, folder / "libexec/aux" / name)
@@ -152,7 +167,9 @@ def _libraries() -> list[str]:
     """Libraries of the network tools that a host does not have, by asking apt what the tools depend on."""
     said = run("apt-cache", "depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts",
                "--no-breaks", "--no-replaces", "--no-enhances", *AUX_PACKAGES).stdout  # fmt: skip
-    wanted = re.compile(r"lib(nftables|xtables|nftnl|mnl|nfnetlink|netfilter-conntrack|ip4tc|ip6tc|jansson|edit|bsd|md)\d*")
+    wanted = re.compile(
+        r"lib(nftables|xtables|nftnl|mnl|nfnetlink|netfilter-conntrack|ip4tc|ip6tc|jansson|edit|bsd|md)\d*"
+    )
     found = sorted({line.strip() for line in said.splitlines() if re.fullmatch(wanted, line.strip())})
     return [name for name in found if not re.fullmatch(r"libc\d", name)]
 
@@ -177,7 +194,7 @@ def payload(version: str) -> Path:
             "-out", folder / "k3s",
         )  # fmt: skip
         shutil.rmtree(root)
-        lay_out(folder / version, folder / "k3s", system_images() / "all")
+        lay_out(folder / version, folder / "k3s", sorted((system_images() / "release").iterdir()))
         (folder / "k3s").unlink()
 
     return cache.entry("release", [version, *inputs, *debian.apt_sources(), _source()], build) / version
@@ -213,7 +230,13 @@ def registry(tools_folder: Path) -> tuple[Path, str]:
         for leftover in ("layer.tar", "layer.tar.gz", "registry.yml"):
             (folder / leftover).unlink()
 
-    inputs = [*debian.apt_sources(), debian.machine_bundle(), debian.PYTHON_PACKAGES, Path(debian.__file__), _source()]
+    inputs = [
+        *debian.apt_sources(),
+        debian.machine_bundle(),
+        debian.PYTHON_PACKAGES,
+        Path(debian.__file__),
+        _source(),
+    ]
     entry = cache.entry("registry", inputs, build)
     return entry / "storage", (entry / "base_image").read_text()
 
@@ -261,6 +284,3 @@ def build_everything() -> Built:
     tools_folder = tools()
     storage, base_image = registry(tools_folder)
     return Built(releases(), storage, tools_folder, base_image)
-
-
-

@@ -74,7 +74,12 @@ def _start_registry(bed: Bed, built: release.Built) -> None:
     }
     write(bed.folder / "registry.json", json.dumps(config))  # JSON is YAML, which is what it reads
     _spawn(
-        bed, "registry", REGISTRY_PORT, str(built.tools / "docker-registry"), "serve", str(bed.folder / "registry.json")
+        bed,
+        "registry",
+        REGISTRY_PORT,
+        str(built.tools / "docker-registry"),
+        "serve",
+        str(bed.folder / "registry.json"),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -11,8 +12,9 @@ from pathlib import Path
 
 from .common import LOCKS, BedError, cache_dir, lock, write
 
-# A bed's name is part of an interface name, which has 15 characters.
-NAME = re.compile(r"[a-z][a-z0-9]{0,10}")
+# No dot: it ends a bed's name in the names of what belongs to the bed, so that `a` does not take away what `a-h1` has.
+NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+LINK_LENGTH = 15  # of an interface name, set by the kernel
 MAX_HOSTS = 20
 MAX_BEDS = 60
 
@@ -67,14 +69,14 @@ class Bed:
         return link_name(self.name)
 
     def namespace(self, host: str) -> str:
-        return f"{self.lab}-{host}"
+        return f"{self.lab}.{host}"
 
     def cgroup(self, part: str) -> str:
         """Name of the cgroup of a host, or of `services`."""
         return f"{cgroup_prefix(self.name)}{part}"
 
     def machine(self, host: str) -> str:
-        return f"bed-{self.name}-{host}"
+        return f"bed-{self.name}.{host}"
 
     def host_dir(self, host: str) -> Path:
         return self.folder / "hosts" / host
@@ -86,7 +88,9 @@ class Bed:
 
 def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise BedError(f"a bed is named by up to 11 lower-case letters and digits, a letter first: not {name!r}")
+        raise BedError(
+            f"a bed's name is up to 31 lower-case letters, digits and dashes, a letter first: not {name!r}"
+        )
 
 
 def beds_dir() -> Path:
@@ -98,15 +102,18 @@ def lab_namespace(name: str) -> str:
 
 
 def link_name(name: str) -> str:
-    return f"bed-{name}"
+    """The bed's name, or its beginning and a hash of it where that would be too long."""
+    if len(name) + 4 <= LINK_LENGTH:
+        return f"bed-{name}"
+    return f"bed-{name[:4]}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 def cgroup_prefix(name: str) -> str:
-    return f"hearth-bed-{name}-"
+    return f"hearth-bed-{name}."
 
 
 def firewall_table(name: str) -> str:
-    return f"hearth_bed_{name}"
+    return f"hearth_bed_{name.replace('-', '_')}"
 
 
 def find(name: str) -> Bed | None:
@@ -124,7 +131,9 @@ def load(name: str) -> Bed:
     if bed is None:
         raise BedError(f"there is no bed {name}: start one with `bed up -n 1 --name {name}`")
     if not bed.complete:
-        raise BedError(f"bed {name} did not come up completely: `bed down --name {name}` removes what there is")
+        raise BedError(
+            f"bed {name} did not come up completely: `bed down --name {name}` removes what there is"
+        )
     return bed
 
 
