@@ -37,6 +37,10 @@ TRIGGERED = {
 }
 
 
+# The session that looks, and what systemd starts and ends by itself.
+SHORT_LIVED = ("sshd", "ps ", "python3 -", "/usr/bin/python3", "/bin/sh", "[", "(sd-", "systemd-userwork", "bash -c")
+
+
 def run(*command: str) -> str:
     try:
         return subprocess.run(command, capture_output=True, text=True, check=False).stdout
@@ -48,15 +52,15 @@ def tree() -> dict[str, str]:
     """Path -> kind, mode, owner and content hash (or link target)."""
     seen: dict[str, str] = {}
     for top, folders, names in os.walk("/"):
-        folders[:] = sorted(f for f in folders if os.path.join(top, f) not in VOLATILE)  # noqa: PTH118
+        folders[:] = sorted(f for f in folders if os.path.join(top, f) not in VOLATILE)
         for name in [*folders, *names]:
-            path = os.path.join(top, name)  # noqa: PTH118
+            path = os.path.join(top, name)
             if path.startswith(DPKG) or path in TRIGGERED or path.endswith(".pyc") or name == "__pycache__":
                 continue
             try:
                 info = os.lstat(path)
                 if stat.S_ISLNK(info.st_mode):
-                    what = "-> " + os.readlink(path)  # noqa: PTH115
+                    what = "-> " + os.readlink(path)
                 elif stat.S_ISREG(info.st_mode):
                     what = hashlib.sha256(Path(path).read_bytes()).hexdigest() if info.st_size < 64 << 20 else f"{info.st_size} bytes"
                 else:
@@ -90,9 +94,7 @@ def processes() -> dict[str, object]:
     for line in run("ps", "-eo", "pid,lstart,args", "--no-headers").splitlines():
         pid, rest = line.split(None, 1)
         start, arguments = rest[:24], rest[24:].strip()
-        if arguments.startswith(("sshd", "ps ", "python3 -", "/usr/bin/python3", "/bin/sh", "[", "(sd-", "systemd-userwork")) or "apt" in arguments[:20]:
-            continue
-        if "ansible" in arguments or "sftp-server" in arguments or "/lib/systemd/systemd --user" in arguments:
+        if arguments.startswith(SHORT_LIVED) or any(word in arguments for word in ("ansible", "sftp-server", "systemd --user", "apt")):
             continue
         rows[pid] = f"{start} {arguments[:100]}"
     return {"processes": rows}

@@ -88,11 +88,18 @@ def test_no_secret_stands_where_others_can_read_it(bed: Bed, token: str) -> None
     secrets = [token, bed.variables()["gateway_anthropic_api_key"],
                bed.ssh("cat /var/lib/rancher/k3s/server/token").strip().rpartition(":")[2]]
     for secret in secrets:
-        script = f"grep -rlF -- {secret!r} /etc/systemd /etc/rancher/k3s/config.yaml /var/log 2>/dev/null; journalctl -q --no-pager | grep -cF -- {secret!r}; " \
-                 f"cat /proc/[0-9]*/cmdline 2>/dev/null | tr '\\0' ' ' | grep -cF -- {secret!r}"
-        lines = bed.ssh(script, check=False).split()
-        # the grep that looks for it is itself a process with the secret in its arguments
-        assert lines[0] == "0", "a secret stands in a unit, a log or the journal"
+        # over standard input, so that the search itself does not put the secret into an argument list
+        script = """
+            read -r secret
+            grep -rlF -- "$secret" /etc/systemd /etc/rancher/k3s/config.yaml /var/log
+            journalctl -q --no-pager | grep -F -- "$secret" | head -3
+            for f in /proc/[0-9]*/cmdline /proc/[0-9]*/environ; do
+              case $f in /proc/$$/*) continue;; esac
+              tr '\\0' '\\n' < "$f" | grep -qF -- "$secret" && echo "$f"
+            done 2>/dev/null
+        """
+        found = bed.ssh(script, check=False, stdin=secret + "\n")
+        assert not found.strip(), f"a secret stands where others can read it: {found.replace(secret, '…')[:500]}"
 
 
 def test_the_kubeconfig_on_the_controller_is_private_and_points_at_the_server(bed: Bed) -> None:
@@ -151,7 +158,8 @@ def test_metrics_are_on_their_own_port_only(cluster: Cluster, token: str) -> Non
 def test_no_word_of_a_question_stays_behind(bed: Bed, cluster: Cluster, token: str) -> None:
     ask(cluster, token, stream=False).read()
     assert "canary-7f3a91" not in bed.kubectl("logs", "-n", "hearth", "deploy/gateway", "--tail=-1")
-    found = bed.ssh("grep -rlF canary-7f3a91 /var/lib/rancher/k3s/storage /var/log 2>/dev/null; journalctl -q --no-pager | grep -c canary-7f3a91", check=False)
+    places = "/var/lib/rancher/k3s/storage /var/log"
+    found = bed.ssh(f"grep -rlF canary-7f3a91 {places} 2>/dev/null; journalctl -q --no-pager | grep -c canary-7f3a91", check=False)
     assert found.split() == ["0"], found
 
 
@@ -171,8 +179,8 @@ def test_the_pod_has_no_more_rights_than_it_needs(bed: Bed) -> None:
 def outside(bed: Bed) -> dict[str, Any]:
     files = bed.observe("files")
     # the datastore, the container images and the pods' own logs live; what roles write is all the rest
-    alive = ("/var/lib/rancher/k3s/server/db/", "/var/lib/rancher/k3s/agent/containerd", "/var/lib/kubelet/", "/var/lib/rancher/k3s/storage/",
-             "/var/lib/cni/", "/var/lib/rancher/k3s/agent/images/.cache.json")
+    alive = ("/var/lib/rancher/k3s/server/db/", "/var/lib/rancher/k3s/agent/containerd", "/var/lib/kubelet/", "/var/lib/cni/",
+             "/var/lib/rancher/k3s/storage/", "/var/lib/rancher/k3s/agent/images/.cache.json")
     files["files"] = {k: v for k, v in files["files"].items() if not k.startswith(alive)}
     return {**files, **bed.observe("processes"), "objects": bed.objects()}
 
@@ -195,7 +203,8 @@ def test_check_mode_on_a_deployed_host_says_nothing_would_change(bed: Bed) -> No
 
 def test_check_mode_tells_of_a_change_and_does_not_make_it(bed: Bed) -> None:
     before = outside(bed)
-    run = play("site.yml", bed.inventory, "--check", "--diff", "-e", '{"gateway_timeouts": {"connect_s": 7, "first_token_s": 30, "idle_s": 60, "total_s": 600}}')
+    changed = {"gateway_timeouts": {"connect_s": 7, "first_token_s": 30, "idle_s": 60, "total_s": 600}}
+    run = play("site.yml", bed.inventory, "--check", "--diff", "-e", json.dumps(changed))
     assert run.rc == 0, run.output[-6000:]
     assert run.count("changed") > 0
     assert "connect_s: 7" in run.output
@@ -210,11 +219,12 @@ def test_parts_of_the_play_run_alone(bed: Bed, arguments: tuple[str, str]) -> No
 
 
 def test_pods_live_through_a_restart_of_k3s(bed: Bed, cluster: Cluster, token: str) -> None:
-    pods = "get pods -A -o jsonpath={range.items[*]}{.metadata.uid}{.status.containerStatuses[*].containerID}{.status.containerStatuses[*].restartCount}{end}"
-    before = bed.kubectl(*pods.split())
+    status = "{.status.containerStatuses[*].containerID} {.status.containerStatuses[*].restartCount}"
+    pods = ["get", "pods", "-A", "-o", "jsonpath={range .items[*]}{.metadata.uid} " + status + " {end}"]
+    before = bed.kubectl(*pods)
     bed.ssh("systemctl restart k3s")
     bed.kubectl("wait", "--for=condition=Ready", "node/h1", "--timeout=60s")
-    assert bed.kubectl(*pods.split()) == before
+    assert bed.kubectl(*pods) == before
     assert ask(cluster, token).status == 200
 
 
@@ -227,7 +237,8 @@ def test_the_bed_gets_what_a_thinkcentre_gets(bed: Bed, tmp_path: Path) -> None:
     """Rendered for the bed and for inventories/thinkcentre, the objects differ in addresses of images, storage class and replicas alone."""
     rendered = {}
     # What the person fills in, and the vendor's address: values, not structure.
-    same = {k: v for k, v in bed.variables().items() if k in ("gateway_anthropic_base_url", "gateway_ca_pem", "gateway_anthropic_api_key", "gateway_models")}
+    filled_in = ("gateway_anthropic_base_url", "gateway_ca_pem", "gateway_anthropic_api_key", "gateway_models")
+    same = {k: v for k, v in bed.variables().items() if k in filled_in}
     for name, inventory in (("bed", bed.inventory), ("thinkcentre", ROOT / "inventories" / "thinkcentre")):
         target = tmp_path / name
         run = play("playbooks/render.yml", inventory, "-e", json.dumps({"hearth_render_dir": str(target)}), "-e", json.dumps(same))
@@ -265,7 +276,8 @@ def test_what_is_rendered_is_what_runs(bed: Bed, tmp_path: Path) -> None:
             arguments = ["get", document["kind"], meta["name"], "-o", "json"] + (["-n", meta["namespace"]] if "namespace" in meta else [])
             live = json.loads(bed.kubectl(*arguments))
             for key in ("spec", "data"):
-                assert not missing_in(live.get(key), document.get(key)), f"{document['kind']} {meta['name']}: {missing_in(live.get(key), document.get(key))}"
+                gone = missing_in(live.get(key), document.get(key))
+                assert not gone, f"{document['kind']} {meta['name']}: {gone}"
 
 
 def missing_in(live: Any, wanted: Any, path: str = "") -> str:
@@ -277,6 +289,7 @@ def missing_in(live: Any, wanted: Any, path: str = "") -> str:
                 return found
         return ""
     if isinstance(wanted, list) and isinstance(live, list) and len(live) == len(wanted):
-        return next((f for i, (a, b) in enumerate(zip(live, wanted, strict=True)) if (f := missing_in(a, b, f"{path}[{i}]"))), "")
+        gone = (missing_in(a, b, f"{path}[{i}]") for i, (a, b) in enumerate(zip(live, wanted, strict=True)))
+        return next((path for path in gone if path), "")
     # the API server stores quantities and numbers in a form of its own
     return "" if wanted is None or str(live) == str(wanted) else f"{path}: {live!r} is not {wanted!r}"

@@ -108,7 +108,8 @@ def test_names_are_those_of_the_contract(rendered: list[dict[str, Any]]) -> None
     known = json.dumps(NAMES)
     for document in rendered:
         if document["kind"] in ("Secret", "ConfigMap", "Service", "Deployment", "PersistentVolumeClaim"):
-            assert f'"{document["metadata"]["name"]}"' in known, f"{document['kind']} {document['metadata']['name']} is not in contract/names.yml"
+            name = document["metadata"]["name"]
+            assert f'"{name}"' in known, f"{document['kind']} {name} is not in contract/names.yml"
 
 
 @pytest.mark.parametrize("fixture", INVALID, ids=[f.stem for f in INVALID])
