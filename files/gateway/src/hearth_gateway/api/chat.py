@@ -39,7 +39,13 @@ def create_blueprint(
     def list_models() -> HearthResponse:
         caller()
         models = [
-            {"id": alias, "object": "model", "created": started_at, "owned_by": targets[0].provider.name}
+            {
+                "id": alias,
+                "object": "model",
+                "created": started_at,
+                "owned_by": targets[0].provider.name,
+                "hearth": {"demo": targets[0].provider.is_demo},
+            }
             for alias, targets in service.routes.items()
         ]
         return json_response({"object": "list", "data": models})

@@ -24,6 +24,8 @@ _MAX_WHOLE_BYTES = 32 * 1024 * 1024
 class AnthropicProvider:
     """One Anthropic account. ``api_key`` goes into a header and nowhere else."""
 
+    is_demo = False
+
     def __init__(self, name: str, api_key: str, transport: Transport) -> None:
         self._name = name
         self._transport = transport

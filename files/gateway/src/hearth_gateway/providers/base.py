@@ -38,6 +38,10 @@ class Provider(Protocol):
     @property
     def name(self) -> str: ...
 
+    @property
+    def is_demo(self) -> bool:
+        """True if no language model answers. The page has to say so."""
+
     def stream(self, call: Call) -> Iterator[Event]: ...
 
     def close(self) -> None: ...

@@ -35,6 +35,8 @@ _WORD = re.compile(r"\S+\s*")
 class DemoProvider:
     """Streams ``ANSWER``. Usage is deterministic: one token per word, on both sides."""
 
+    is_demo = True
+
     def __init__(self, name: str, clock: Clock, word_delay_s: float = 0.025) -> None:
         self._name = name
         self._clock = clock

@@ -1,0 +1,123 @@
+// @ts-check
+// The HTTP API, as the page uses it. Addresses are relative: the page also works below a path prefix.
+
+import { EventReader } from "./events.js";
+
+/** @typedef {{role: "user" | "assistant", content: string}} Message */
+/** @typedef {{id: string, provider: string, demo: boolean}} Model */
+
+/** A failure in words for the person. `kind` decides what the page offers. */
+export class ApiError extends Error {
+  /**
+   * @param {string} message
+   * @param {"token" | "retry" | "request"} kind
+   */
+  constructor(message, kind) {
+    super(message);
+    this.kind = kind;
+  }
+}
+
+const UNREACHABLE = "The server cannot be reached. Are you connected?";
+const BROKEN = "The connection broke before the answer was complete.";
+
+/**
+ * @param {string} token "" when the person has none
+ * @returns {Promise<Model[]>}
+ */
+export async function listModels(token) {
+  const response = await request("v1/models", token, {});
+  const body = await response.json();
+  return body.data.map((/** @type {any} */ item) => ({
+    id: String(item.id),
+    provider: String(item.owned_by),
+    demo: item.hearth?.demo === true,
+  }));
+}
+
+/**
+ * Ask, and yield the answer piece by piece. Throws `ApiError`, also after some pieces. Aborting
+ * `signal` ends the iteration with the browser's AbortError.
+ *
+ * @param {string} token
+ * @param {string} model
+ * @param {Message[]} messages
+ * @param {AbortSignal} signal
+ * @returns {AsyncGenerator<string, void>}
+ */
+export async function* ask(token, model, messages, signal) {
+  const response = await request("v1/chat/completions", token, {
+    method: "POST",
+    headers: { "Content-Type": "application/json" },
+    body: JSON.stringify({ model, messages, stream: true }),
+    signal,
+  });
+  if (!response.body) throw new ApiError(BROKEN, "retry");
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  const events = new EventReader();
+  try {
+    while (true) {
+      const { done, value } = await read(reader, signal);
+      for (const data of events.feed(value ?? "")) {
+        if (data === "[DONE]") return;
+        const chunk = JSON.parse(data);
+        if (chunk.error) throw new ApiError(String(chunk.error.message), "retry");
+        const text = chunk.choices?.[0]?.delta?.content;
+        if (text) yield text;
+      }
+      // Only [DONE] means that the answer is whole. A stream that just ends has been cut.
+      if (done) throw new ApiError(BROKEN, "retry");
+    }
+  } finally {
+    // Also when the person stops: this closes the connection, and with it the model's work.
+    reader.cancel().catch(() => {});
+  }
+}
+
+/**
+ * @param {ReadableStreamDefaultReader<string>} reader
+ * @param {AbortSignal} signal
+ */
+async function read(reader, signal) {
+  try {
+    return await reader.read();
+  } catch (error) {
+    if (signal.aborted) throw error;
+    throw new ApiError(BROKEN, "retry");
+  }
+}
+
+/**
+ * @param {string} address
+ * @param {string} token
+ * @param {RequestInit} options
+ */
+async function request(address, token, options) {
+  /** @type {Record<string, string>} */
+  const headers = { ...(/** @type {any} */ (options.headers)) };
+  if (token) headers["Authorization"] = `Bearer ${token}`;
+  let response;
+  try {
+    response = await fetch(address, { ...options, headers, cache: "no-store", credentials: "same-origin" });
+  } catch (error) {
+    if (options.signal?.aborted) throw error;
+    throw new ApiError(UNREACHABLE, "retry");
+  }
+  if (!response.ok) throw await problem(response);
+  return response;
+}
+
+/** @param {Response} response */
+async function problem(response) {
+  if (response.status === 401) return new ApiError("This access token is not valid here.", "token");
+  let message = "";
+  try {
+    message = String((await response.json()).error.message);
+  } catch {
+    message = `The server answered with an error (${response.status}).`; // a proxy's page, not our JSON
+  }
+  const seconds = Number(response.headers.get("Retry-After"));
+  if (seconds > 0) message += ` (It suggests to wait ${seconds} s.)`;
+  const retry = response.status === 408 || response.status === 429 || response.status >= 500;
+  return new ApiError(message, retry ? "retry" : "request");
+}

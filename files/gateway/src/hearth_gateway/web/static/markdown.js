@@ -1,0 +1,215 @@
+// @ts-check
+// A small, safe part of Markdown. Text becomes DOM nodes through textContent only: whatever a model
+// writes, it cannot become markup. No images: their addresses could carry words to another host.
+
+/**
+ * Shows a text that grows. Finished blocks stay as they are; only what changed is built again, so a
+ * long answer costs no more per word than a short one.
+ */
+export class GrowingText {
+  /** @type {string[]} */
+  #blocks = [];
+
+  /** @param {HTMLElement} home */
+  constructor(home) {
+    this.home = home;
+  }
+
+  /** @param {string} text the whole text so far */
+  show(text) {
+    const blocks = splitBlocks(text);
+    let same = 0;
+    while (same < blocks.length && blocks[same] === this.#blocks[same]) same++;
+    while (this.home.childNodes.length > same) this.home.lastChild?.remove();
+    for (const block of blocks.slice(same)) this.home.append(renderBlock(block));
+    this.#blocks = blocks;
+  }
+}
+
+const FENCE = /^ {0,3}(```+|~~~+)\s*([\w+#.-]*)\s*$/;
+const BULLET = /^\s{0,6}[-*+]\s+(.*)$/;
+const NUMBER = /^\s{0,6}(\d{1,9})[.)]\s+(.*)$/;
+const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
+const RULE = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/;
+
+/**
+ * Cut at blank lines, but not inside a fenced block of code; headings and fences stand alone.
+ *
+ * @param {string} text
+ * @returns {string[]}
+ */
+export function splitBlocks(text) {
+  /** @type {string[]} */
+  const blocks = [];
+  /** @type {string[]} */
+  let current = [];
+  let fence = "";
+  const close = () => {
+    if (current.length) blocks.push(current.join("\n"));
+    current = [];
+  };
+  for (const line of text.split("\n")) {
+    const mark = FENCE.exec(line);
+    if (fence) {
+      current.push(line);
+      if (mark && !mark[2] && mark[1]?.startsWith(fence)) {
+        fence = "";
+        close();
+      }
+    } else if (mark) {
+      close();
+      fence = mark[1] ?? "";
+      current.push(line);
+    } else if (!line.trim()) {
+      close();
+    } else if (HEADING.test(line) || RULE.test(line)) {
+      close();
+      blocks.push(line);
+    } else {
+      const list = BULLET.test(line) || NUMBER.test(line);
+      const inList = current.length > 0 && (BULLET.test(current[0] ?? "") || NUMBER.test(current[0] ?? ""));
+      if (list && current.length && !inList) close(); // a list right below its introduction
+      current.push(line);
+    }
+  }
+  close();
+  return blocks;
+}
+
+/**
+ * @param {string} block
+ * @returns {HTMLElement}
+ */
+export function renderBlock(block) {
+  const lines = block.split("\n");
+  const first = lines[0] ?? "";
+  const fence = FENCE.exec(first);
+  if (fence) return renderCode(lines, fence[1] ?? "", fence[2] ?? "");
+  const heading = HEADING.exec(first);
+  if (heading) return fill(make(`h${Math.min(5, (heading[1] ?? "").length + 2)}`), heading[2] ?? "");
+  if (RULE.test(first)) return make("hr");
+  if (BULLET.test(first) || NUMBER.test(first)) return renderList(lines);
+  if (lines.every((line) => line.startsWith(">"))) {
+    return fill(make("blockquote"), lines.map((line) => line.replace(/^>\s?/, "")).join("\n"));
+  }
+  return fill(make("p"), block);
+}
+
+/**
+ * @param {string[]} lines
+ * @param {string} fence
+ * @param {string} language
+ */
+function renderCode(lines, fence, language) {
+  const last = FENCE.exec(lines[lines.length - 1] ?? "");
+  const closed = lines.length > 1 && last !== null && !last[2] && (last[1] ?? "").startsWith(fence);
+  const source = lines.slice(1, closed ? -1 : undefined).join("\n");
+  const box = make("div", "code");
+  const head = make("div", "code-head");
+  const label = make("span");
+  label.textContent = language || "code";
+  head.append(label, copyButton(() => source));
+  const pre = make("pre");
+  pre.tabIndex = 0; // a long line must be scrollable with the keyboard
+  const code = make("code");
+  code.textContent = source;
+  pre.append(code);
+  box.append(head, pre);
+  return box;
+}
+
+/** @param {string[]} lines */
+function renderList(lines) {
+  const number = NUMBER.exec(lines[0] ?? "");
+  const list = make(number ? "ol" : "ul");
+  if (number && list instanceof HTMLOListElement) list.start = Number(number[1]);
+  /** @type {string[]} */
+  const items = [];
+  for (const line of lines) {
+    const item = BULLET.exec(line)?.[1] ?? NUMBER.exec(line)?.[2];
+    if (item !== undefined) items.push(item);
+    else items[items.length - 1] += `\n${line.trim()}`;
+  }
+  for (const item of items) list.append(fill(make("li"), item));
+  return list;
+}
+
+const INLINE = /`([^`]+)`|\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])(.+?)(?<=[^\s*])\*(?![\w*])|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/s;
+
+/**
+ * Append `text` with code, bold, italics and links to `element`.
+ *
+ * @template {HTMLElement} T
+ * @param {T} element
+ * @param {string} text
+ * @returns {T}
+ */
+function fill(element, text) {
+  let rest = text;
+  for (let match = INLINE.exec(rest); match; match = INLINE.exec(rest)) {
+    appendLines(element, rest.slice(0, match.index));
+    const [whole, code, bold, italic, label, address] = match;
+    if (code !== undefined) {
+      const node = make("code");
+      node.textContent = code;
+      element.append(node);
+    } else if (bold !== undefined) {
+      element.append(fill(make("strong"), bold));
+    } else if (italic !== undefined) {
+      element.append(fill(make("em"), italic));
+    } else if (label !== undefined && address !== undefined) {
+      const link = document.createElement("a");
+      link.textContent = label;
+      link.href = address;
+      link.target = "_blank";
+      link.rel = "noopener noreferrer";
+      element.append(link);
+    }
+    rest = rest.slice(match.index + whole.length);
+  }
+  appendLines(element, rest);
+  return element;
+}
+
+/**
+ * @param {HTMLElement} element
+ * @param {string} text
+ */
+function appendLines(element, text) {
+  text.split("\n").forEach((line, index) => {
+    if (index) element.append(document.createElement("br"));
+    if (line) element.append(line);
+  });
+}
+
+/**
+ * @param {string} tag
+ * @param {string} [className]
+ * @returns {HTMLElement}
+ */
+export function make(tag, className) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  return element;
+}
+
+/**
+ * @param {() => string} text
+ * @returns {HTMLButtonElement}
+ */
+export function copyButton(text) {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.className = "action";
+  button.textContent = "Copy";
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      button.textContent = "Copied";
+    } catch {
+      button.textContent = "Could not copy"; // no permission, or not a secure origin
+    }
+    setTimeout(() => (button.textContent = "Copy"), 1500);
+  });
+  return button;
+}

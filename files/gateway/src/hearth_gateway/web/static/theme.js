@@ -1,0 +1,15 @@
+// @ts-check
+"use strict";
+
+// Sets the theme before the first paint. Without a choice of the person's own, the system's applies
+// and style.css needs no attribute at all.
+(() => {
+  const choice = (() => {
+    try {
+      return localStorage.getItem("hearth-theme");
+    } catch {
+      return null; // storage can be switched off; the page works without
+    }
+  })();
+  if (choice === "light" || choice === "dark") document.documentElement.dataset["theme"] = choice;
+})();

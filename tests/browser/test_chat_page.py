@@ -1,0 +1,375 @@
+"""The chat page in headless Chromium, served by `hearth-gateway demo`.
+
+Screenshots go to build/reports/chat-*.png. Every test fails on an error in the browser's console, on a
+violation of the content security policy, and on a request to another host.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+
+ROOT = Path(__file__).resolve().parents[2]
+REPORTS = ROOT / "build" / "reports"
+CHROMIUM = os.environ.get("HEARTH_CHROMIUM", "/usr/bin/chromium")
+ANSWER_MS = 30_000  # the demo takes 3 s; a loaded machine needs room
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address a person opens, token included."""
+    log = (tmp_path_factory.mktemp("demo") / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hearth_gateway", "demo", "--bind", "127.0.0.1:0", "--metrics-bind", "127.0.0.1:0"],
+        stdout=subprocess.PIPE,
+        stderr=log,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "files" / "gateway" / "src")},
+    )
+    assert process.stdout is not None
+    found = re.search(r"http://\S+", process.stdout.readline())
+    assert found, Path(log.name).read_text()
+    yield found[0]
+    process.terminate()
+    assert process.wait(20) == 0
+    log.close()
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        # Chromium's own sandbox needs what containers and root do not have; the page is our own.
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()
+
+
+class Tab:
+    """A page that remembers what went wrong in it."""
+
+    def __init__(self, browser: Browser, **options: Any) -> None:
+        self.context = browser.new_context(**{"viewport": {"width": 1280, "height": 800}, **options})
+        self.page = self.context.new_page()
+        self.problems: list[str] = []
+        self.hosts: set[str] = set()
+        self.page.on("console", self._console)
+        self.page.on("pageerror", lambda error: self.problems.append(f"page error: {error}"))
+        self.page.on("request", lambda request: self.hosts.add(re.sub(r"^(\w+://[^/]+).*", r"\1", request.url)))
+
+    def _console(self, message: Any) -> None:
+        # Chromium reports every failed request here too; tests of failures expect those.
+        if message.type in ("error", "warning") and "Failed to load resource" not in message.text:
+            self.problems.append(message.text)
+
+    def close(self) -> None:
+        self.context.close()
+
+
+@pytest.fixture
+def tab(browser: Browser) -> Iterator[Tab]:
+    tab = Tab(browser)
+    yield tab
+    assert tab.problems == []
+    assert len(tab.hosts) <= 1, f"the page talked to {tab.hosts}"
+    tab.close()
+
+
+def open_page(page: Page, address: str) -> None:
+    page.goto(address)
+    expect(page.locator("#model")).to_be_enabled()
+
+
+def ask(page: Page, text: str) -> None:
+    page.fill("#draft", text)
+    page.keyboard.press("Enter")
+
+
+def last_answer(page: Page) -> Any:
+    return page.locator(".from-model .body").last
+
+
+def wait_until_answered(page: Page) -> None:
+    expect(page.locator(".from-model").last.locator(".actions")).to_be_visible(timeout=ANSWER_MS)
+
+
+def shot(page: Page, name: str) -> None:
+    REPORTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=str(REPORTS / f"chat-{name}.png"))
+
+
+def test_question_and_streamed_answer(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    assert "token" not in page.url, "the token must leave the address bar"
+    expect(page.locator("#demo-banner")).to_be_visible()
+    ask(page, "Hello there")
+    expect(page.locator(".from-person .body")).to_have_text("Hello there")
+    # It streams: the beginning is there while the end is not.
+    expect(last_answer(page)).to_contain_text("I am the demo provider")
+    assert "counts of words" not in last_answer(page).inner_text()
+    expect(page.locator("#send")).to_have_attribute("aria-label", "Stop")
+    wait_until_answered(page)
+    expect(last_answer(page)).to_contain_text("counts of words.")
+    expect(last_answer(page).locator("strong").first).to_have_text("Stop")
+    expect(last_answer(page).locator("pre code")).to_contain_text("curl $URL/v1/chat/completions")
+    expect(page.locator("#send")).to_have_attribute("aria-label", "Send")
+
+
+def test_answer_is_announced_once_and_no_live_region_streams(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    page.evaluate(
+        """() => { window.said = []; new MutationObserver(() => said.push(announcer.textContent))
+           .observe(announcer, {childList: true, characterData: true, subtree: true}); }"""
+    )
+    ask(page, "Hello")
+    wait_until_answered(page)
+    said = page.evaluate("() => window.said")
+    assert said[0] == "Answering."
+    assert len(said) == 2 and "counts of words" in said[1]
+    assert page.locator("#log [aria-live], #log[aria-live], #log[role=log]").count() == 0
+
+
+def test_stop_keeps_what_is_there_and_offers_another_try(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    ask(page, "Hello")
+    expect(last_answer(page)).to_contain_text("demo provider")
+    page.click("#send")
+    expect(page.locator(".note")).to_have_text("You stopped this answer.")
+    kept = last_answer(page).inner_text()
+    assert "I am the demo provider" in kept and "counts of words" not in kept
+    page.get_by_role("button", name="Try again").click()
+    wait_until_answered(page)
+    expect(last_answer(page)).to_contain_text("counts of words.")
+    assert page.locator(".from-model").count() == 1
+
+
+def test_keyboard_alone(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    expect(page.locator("#draft")).to_be_focused()
+    page.keyboard.type("first line")
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.type("second line")
+    assert page.input_value("#draft") == "first line\nsecond line"
+    page.keyboard.press("Enter")
+    expect(last_answer(page)).to_contain_text("I am")
+    page.keyboard.press("Escape")
+    expect(page.locator(".note")).to_be_visible()
+    # Everything that can be clicked can be reached, and shows that it is.
+    seen = set()
+    for _ in range(12):
+        page.keyboard.press("Tab")
+        seen.add(page.evaluate("document.activeElement.id || document.activeElement.textContent.trim()"))
+        shows = page.evaluate(
+            """() => { const it = document.activeElement; const style = getComputedStyle(it);
+               return it === document.body || it.id === 'draft' || style.outlineStyle !== 'none'; }"""
+        )
+        assert shows, f"no visible focus on {page.evaluate('document.activeElement.outerHTML')}"
+    assert {"model", "new-chat", "theme", "privacy-open", "Copy", "Try again"} <= seen
+
+
+def test_light_and_dark(browser: Browser, demo: str) -> None:
+    for scheme in ("light", "dark"):
+        tab = Tab(browser, color_scheme=scheme)
+        open_page(tab.page, demo)
+        brightness = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)[0]"
+        is_light = tab.page.evaluate(brightness) > 128
+        assert is_light == (scheme == "light")
+        tab.page.click("#theme")
+        assert (tab.page.evaluate(brightness) > 128) != is_light
+        tab.page.reload()
+        assert (tab.page.evaluate(brightness) > 128) != is_light, "the choice must outlive a reload"
+        assert tab.problems == []
+        tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (360, 740)], ids=["1280", "360"])
+def test_screens(browser: Browser, demo: str, size: tuple[int, int], scheme: str) -> None:
+    width, height = size
+    tab = Tab(browser, viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500)
+    page = tab.page
+    open_page(page, demo)
+    shot(page, f"{width}-{scheme}-welcome")
+    ask(page, "What can you do? And a-very-long-word-that-does-not-fit-" + "x" * 80)
+    wait_until_answered(page)
+    shot(page, f"{width}-{scheme}-answer")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    assert page.evaluate("scroller.scrollWidth - scroller.clientWidth") == 0, "the conversation scrolls sideways"
+    small = page.evaluate(
+        """() => [...document.querySelectorAll('header button, .composer button.send, select')]
+           .filter(it => it.offsetWidth < 40 || it.offsetHeight < 40).map(it => it.id)"""
+    )
+    assert small == [], f"too small for a thumb: {small}"
+    page.click("#privacy-open")
+    expect(page.locator("#privacy")).to_be_visible()
+    shot(page, f"{width}-{scheme}-privacy")
+    assert tab.problems == []
+    tab.close()
+
+
+def test_text_contrast_is_readable(browser: Browser, demo: str) -> None:
+    """WCAG AA: 4.5 to 1 for the colours that carry text, in both themes."""
+    for scheme in ("light", "dark"):
+        tab = Tab(browser, color_scheme=scheme)
+        open_page(tab.page, demo)
+        colours = tab.page.evaluate(
+            """() => { const style = getComputedStyle(document.documentElement);
+               return Object.fromEntries(['page','raised','quiet','text','soft','accent','on-accent','bad','bad-page']
+                 .map(name => [name, style.getPropertyValue('--' + name).trim()])); }"""
+        )
+        pairs = [("text", "page"), ("text", "raised"), ("text", "quiet"), ("soft", "page"), ("soft", "raised")]
+        pairs += [("soft", "quiet"), ("on-accent", "accent"), ("bad", "bad-page"), ("accent", "page")]
+        for front, back in pairs:
+            assert contrast(colours[front], colours[back]) >= 4.5, f"{scheme}: {front} on {back}"
+        tab.close()
+
+
+def contrast(first: str, second: str) -> float:
+    light, dark = sorted((luminance(first), luminance(second)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    digits = colour.lstrip("#")
+    digits = "".join(digit * 2 for digit in digits) if len(digits) == 3 else digits
+    channels = [int(digits[start : start + 2], 16) / 255 for start in (0, 2, 4)]
+    linear = [value / 12.92 if value <= 0.03928 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_without_a_token_the_page_asks_for_one(tab: Tab, demo: str) -> None:
+    page = tab.page
+    address, _, token = demo.partition("#token=")
+    page.goto(address)
+    dialog = page.locator("#ask-token")
+    expect(dialog).to_be_visible()
+    page.fill("#token", "wrong-token-wrong-token")
+    page.keyboard.press("Enter")
+    expect(page.locator("#token-reason")).to_contain_text("not valid")
+    shot(page, "1280-light-token")
+    page.fill("#token", token)
+    page.keyboard.press("Enter")
+    expect(page.locator("#model")).to_be_enabled()
+    expect(dialog).to_be_hidden()
+    ask(page, "Hello")
+    wait_until_answered(page)
+
+
+def stream_body(*pieces: str, end: str = "data: [DONE]\n\n") -> str:
+    chunks = [f'data: {{"choices": [{{"delta": {{"content": {piece}}}}}]}}\n\n' for piece in pieces]
+    return "".join(chunks) + end
+
+
+def answer_with(page: Page, status: int, body: str, content_type: str, headers: dict[str, str] | None = None) -> None:
+    def fulfil(route: Route) -> None:
+        route.fulfill(status=status, body=body, headers={"content-type": content_type, **(headers or {})})
+
+    page.route("**/v1/chat/completions", fulfil)
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "content_type", "words"),
+    [
+        (429, '{"error": {"message": "The limit is reached."}}', "application/json", "The limit is reached."),
+        (502, "<html>nginx</html>", "text/html", "The server answered with an error (502)."),
+        (200, stream_body('"half an "', end=""), "text/event-stream", "The connection broke"),
+        (
+            200,
+            stream_body('"half an "', end='data: {"error": {"message": "The provider fell silent."}}\n\n'),
+            "text/event-stream",
+            "The provider fell silent.",
+        ),
+    ],
+    ids=["429", "html", "cut", "error-event"],
+)
+def test_failures_in_plain_words_with_another_try(tab: Tab, demo: str, status: int, body: str, content_type: str, words: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    answer_with(page, status, body, content_type)
+    ask(page, "my precious question")
+    problem = page.locator(".problem")
+    expect(problem).to_contain_text(words)
+    expect(page.locator(".from-person .body")).to_have_text("my precious question")
+    shot(page, f"1280-light-problem-{status}")
+    page.unroute("**/v1/chat/completions")
+    problem.get_by_role("button", name="Try again").click()
+    wait_until_answered(page)
+    expect(last_answer(page)).to_contain_text("counts of words.")
+    assert page.locator(".problem").count() == 0
+    assert page.locator(".from-person").count() == 1
+
+
+def test_server_gone_the_question_can_be_taken_back(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    page.route("**/v1/chat/completions", lambda route: route.abort("connectionrefused"))
+    ask(page, "my precious question")
+    expect(page.locator(".problem")).to_contain_text("cannot be reached")
+    page.fill("#draft", "and more")
+    page.get_by_role("button", name="Edit the question").click()
+    assert page.input_value("#draft") == "my precious question\nand more"
+    expect(page.locator("#welcome")).to_be_visible()
+
+
+def test_a_model_cannot_write_markup(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    evil = '"<img src=x onerror=alert(1)> [x](javascript:alert(1)) ![y](https://evil.test/?q=words) <script>1</script>"'
+    answer_with(page, 200, stream_body(evil), "text/event-stream")
+    ask(page, "<b>bold?</b>")
+    wait_until_answered(page)
+    expect(page.locator(".from-person .body")).to_have_text("<b>bold?</b>")
+    expect(last_answer(page)).to_contain_text("<img src=x onerror=alert(1)>")
+    assert page.locator(".body img, .body script, .body a[href^='javascript']").count() == 0
+
+
+def test_nothing_said_is_stored(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    ask(page, "zebra-canary-4711")
+    wait_until_answered(page)
+    stored = page.evaluate("() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie])")
+    assert "zebra" not in stored and "demo provider" not in stored
+    assert page.evaluate("async () => (await indexedDB.databases()).length") == 0
+    page.reload()
+    expect(page.locator("#welcome")).to_be_visible()
+    assert page.locator(".message").count() == 0
+
+
+def test_long_answer_follows_until_the_person_scrolls_up(tab: Tab, demo: str) -> None:
+    page = tab.page
+    page.set_viewport_size({"width": 700, "height": 420})
+    open_page(page, demo)
+    ask(page, "Hello")
+    expect(last_answer(page)).to_contain_text("What you can try")
+    at_end = "() => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48"
+    assert page.evaluate(at_end)
+    page.mouse.move(350, 200)
+    page.mouse.wheel(0, -2000)
+    expect(page.locator("#follow")).to_be_visible()
+    page.click("#follow")
+    wait_until_answered(page)
+    assert page.evaluate(at_end)
+
+
+def test_content_security_policy_blocks_inline_code(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    page.evaluate(
+        """() => { const script = document.createElement('script');
+           try { script.text = 'window.owned = true'; document.head.append(script); } catch (error) { /* Trusted Types */ } }"""
+    )
+    assert page.evaluate("() => window.owned") is None
+    assert tab.problems, "the browser should have reported a violation"
+    tab.problems.clear()
