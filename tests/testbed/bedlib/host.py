@@ -1,7 +1,8 @@
-"""The hosts: Debian with systemd as first process, in systemd-nspawn, each with its own disk, network and cgroups.
+"""The hosts: Debian with systemd as first process, in systemd-nspawn, each with its own disk, network and
+cgroups.
 
-A host's disk is two folders: `upper`, what it changed of the shared base system (an overlay), and `var`, its /var on
-the machine's own file system, because containerd cannot put overlayfs on overlayfs.
+A host's disk is two folders: `upper`, what it changed of the shared base system (an overlay), and `var`, its
+/var on the machine's own file system, because containerd cannot put overlayfs on overlayfs.
 """
 
 from __future__ import annotations
@@ -60,9 +61,7 @@ def prepare(bed: Bed, host: str) -> None:
     run("cp", "-a", "--reflink=auto", Path(bed.hostfs) / "var", folder / "var")
     disk = Disk(bed, host)
     disk.put("etc/hostname", f"{host}\n")
-    disk.put(
-        "etc/hosts", f"127.0.0.1\tlocalhost\n127.0.1.1\t{host}\n::1\tlocalhost ip6-localhost ip6-loopback\n"
-    )
+    disk.put("etc/hosts", f"127.0.0.1\tlocalhost\n127.0.1.1\t{host}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
     disk.put("etc/resolv.conf", Path("/etc/resolv.conf").read_text())
     disk.put("root/.ssh/authorized_keys", (bed.folder / "id_ed25519.pub").read_text(), 0o600)
     (disk.upper / "root/.ssh").chmod(0o700)
@@ -89,7 +88,7 @@ def keys(bed: Bed) -> None:
         run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", path)
     known: list[str] = []
     config = [
-        "Host h*",
+        "Host *",
         "  User root",
         f"  IdentityFile {bed.folder / 'id_ed25519'}",
         "  IdentitiesOnly yes",
@@ -118,8 +117,8 @@ def start(bed: Bed, host: str) -> None:
         raise BedError(f"{host} of bed {bed.name} is on already")
     cgroups.create(name)
     with (bed.host_dir(host) / "console.log").open("a") as log:
-        # The child joins its cgroup itself before it becomes anything: `down` finds it there, or has removed the
-        # cgroup and the child cannot start. There is no moment in between.
+        # The child joins its cgroup itself before it becomes anything: `down` finds it there, or has removed
+        # the cgroup and the child cannot start. There is no moment in between.
         subprocess.Popen(
             [sys.executable, str(TESTBED / "bed"), "supervise", "--name", bed.name, host],
             stdin=subprocess.DEVNULL,
@@ -147,8 +146,8 @@ def supervise(bed: Bed, host: str) -> int:
     while True:
         net.host_up(bed, host)
         cgroups.prune(bed.cgroup(host))
-        # The overlay is mounted in a mount namespace of its own: nothing of it shows on the machine, and it is gone
-        # with the last process of the host, however that ended.
+        # The overlay is mounted in a mount namespace of its own: nothing of it shows on the machine, and it
+        # is gone with the last process of the host, however that ended.
         mount = f"lowerdir={bed.hostfs},upperdir={folder}/upper,workdir={folder}/work"
         script = 'mount -t overlay overlay -o "$1" "$2"; shift 2; exec "$@"'
         nspawn = [
@@ -212,9 +211,7 @@ def stop(bed: Bed, host: str, deadline_s: float = 60) -> None:
     end = time.monotonic() + deadline_s
     while cgroups.pids(bed.cgroup(host)):
         if time.monotonic() > end:
-            raise BedError(
-                f"{host} did not shut down in {deadline_s:.0f} s; `bed power-off {host}` pulls the plug"
-            )
+            raise BedError(f"{host} did not shut down in {deadline_s:.0f} s; `bed power-off {host}` pulls the plug")
         time.sleep(0.1)
     power_off(bed, host)
 
@@ -248,7 +245,7 @@ def ssh(bed: Bed, host: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def wait_for_boot(bed: Bed, hosts: list[str]) -> None:
-    """Return when every host has booted completely; raises BedError with the console's end when one has not."""
+    """Return when every host has booted completely; BedError with the console's end when one has not."""
     end = time.monotonic() + BOOT_DEADLINE_S
     pending = list(hosts)
     while pending:
@@ -281,7 +278,7 @@ def forget(name: str) -> None:
 
 
 def snapshot(bed: Bed, tag: str) -> None:
-    """Copy the disks of all hosts under a tag; hosts that run are shut down in good order and started again."""
+    """Copy the disks of all hosts under a tag; running hosts are shut down in good order and restarted."""
     target = bed.folder / "snapshots" / tag
     partial = target.with_name(f".{tag}")
     running = [host for host in bed.hosts if is_on(bed, host)]
