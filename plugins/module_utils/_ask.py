@@ -239,7 +239,7 @@ def _refusal(target: Target, status: int, body: bytes) -> AskError:
     error = parsed.get("error") if isinstance(parsed, dict) else None
     if isinstance(error, dict) and error.get("code") == "upstream_auth":
         return AskError(
-            f"the model provider refused the API key ({said}): put a valid key into ANTHROPIC_API_KEY (trial) "
+            "the model provider refused the API key: put a valid key into ANTHROPIC_API_KEY (trial) "
             "or gateway_anthropic_api_key (cluster) and run again"
         )
     return AskError(f"the gateway gave no answer ({said})")

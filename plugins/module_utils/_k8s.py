@@ -97,7 +97,7 @@ def _require_listener(host: str, port: int) -> None:
     except OSError as error:
         why = "no answer" if isinstance(error, TimeoutError) else error.strerror or str(error)
         raise NoClusterError(
-            f"no cluster answers at {host}:{port} ({why}): is the server on, and is the kubeconfig of this cluster?"
+            f"no cluster answers at {host}:{port} ({why}): is the server on, and the kubeconfig that of this cluster?"
         ) from None
 
 

@@ -11,7 +11,6 @@ import contextlib
 import errno
 import http.client
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -286,15 +285,3 @@ def wait_ready(supervisor: Supervisor, name: str, url: str, log: Path, log_start
             return info
     raise ProcessError(f"the {name} runs but was not ready after {timeout_s:g} s; {tail(log, log_start)}")
 
-
-def stop_stray(pid: int, timeout_s: float) -> None:
-    """End a process of ours that outlived its supervisor: politely, then by force."""
-    for number, patience in ((signal.SIGTERM, timeout_s), (signal.SIGKILL, 5.0)):
-        try:
-            os.kill(pid, number)
-        except ProcessLookupError:
-            return
-        for _ in _ticks(time.monotonic() + patience, 0.05):
-            if not _alive(pid):
-                return
-    raise ProcessError(f"process {pid} cannot be ended")

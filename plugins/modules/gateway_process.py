@@ -27,7 +27,7 @@ options:
   directory:
     description: >-
       Directory of the process. It holds C(supervisord.conf), the socket C(supervisor.sock), C(supervisord.pid)
-      and the logs.
+      and C(log) with the logs.
     type: path
     required: true
   program:
@@ -120,6 +120,8 @@ def _started(module: AnsibleModule, supervisor: Supervisor, directory: Path) -> 
         return {"changed": not up or running != params["identity"], "was_running": up, **({"pid": before} if up else {})}
 
     require_free(params["addresses"], own)
+    # supervisord writes its logs here and does not make the directory.
+    log.parent.mkdir(mode=0o700, exist_ok=True)
     log_start = size(log)
     if running is not None and running != params["identity"]:
         supervisor.shut_down(params["timeout_s"])

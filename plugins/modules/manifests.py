@@ -200,6 +200,21 @@ class ManifestsError(Exception):
     """Why the component is not as rendered, in words for the operator."""
 
 
+def _readable(value: Object) -> str:
+    """An object as YAML for a diff: texts of several lines stay texts of several lines."""
+    if not value:
+        return ""
+
+    class Dumper(yaml.SafeDumper):
+        pass
+
+    def text(dumper: Any, content: str) -> Any:
+        return dumper.represent_scalar("tag:yaml.org,2002:str", content, style="|" if "\n" in content else None)
+
+    Dumper.add_representer(str, text)
+    return str(yaml.dump(value, Dumper=Dumper, sort_keys=True, width=120))
+
+
 class Changes:
     """What happened, or would happen, to each object."""
 
@@ -215,8 +230,7 @@ class Changes:
             self.unchanged += 1
             return
         (self.updated if before and after else self.created if after else self.pruned).append(name)
-        texts = [yaml.safe_dump(side, sort_keys=True, width=120) if side else "" for side in (before, after)]
-        self.diff.append({"before_header": name, "after_header": name, "before": texts[0], "after": texts[1]})
+        self.diff.append({"before_header": name, "after_header": name, "before": _readable(before), "after": _readable(after)})
 
     def result(self) -> dict[str, Any]:
         return {
