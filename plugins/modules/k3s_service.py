@@ -161,9 +161,15 @@ class Service:
         )
         return [_k3s.redact(line) for line in output.splitlines()]
 
-    def kubectl(self, *words: str) -> tuple[int, str]:
-        code, output, _error = self.module.run_command([K3S, "kubectl", "--request-timeout=10s", *words])
-        return code, output
+    def get(self, path: str) -> tuple[int, str]:
+        """GET of the API as k3s's administrator. Raw: a plain `kubectl get` would leave a cache in root's home."""
+        code, output, error = self.module.run_command([K3S, "kubectl", "--request-timeout=10s", "get", "--raw", path])
+        return code, output if code == 0 else error
+
+    def get_object(self, path: str) -> dict[str, Any] | None:
+        code, text = self.get(path)
+        loaded: dict[str, Any] | None = json.loads(text) if code == 0 else None
+        return loaded
 
     def stale(self, main_pid: int) -> bool:
         """Whether the running process began before one of its files changed."""
@@ -180,25 +186,18 @@ class Service:
     def waiting_for(self) -> str:
         """What is not ready yet, in words; empty when all is."""
         wanted = self.module.params["wait_for"]
-        if not wanted:
-            return ""
-        code, output = self.kubectl("get", "--raw", "/readyz")
-        if code != 0 or output.strip() != "ok":
-            return "the API is not ready"
-        if wanted == ["api"]:
-            return ""
-        objects = [f"node/{self.module.params['node_name']}"]
-        objects += ["deployment/coredns"] if "coredns" in wanted else []
-        code, output = self.kubectl("get", *objects, "--namespace=kube-system", "--ignore-not-found", "--output=json")
-        if code != 0:
-            return "the API does not answer"
-        found = json.loads(output) if output.strip() else {}
-        items = found.get("items", [found] if found else [])
-        by_kind = {item["kind"]: item for item in items}
-        problem = node_problem(by_kind.get("Node"), self.module.params["version"]) if "node" in wanted else ""
-        if not problem and "coredns" in wanted:
-            problem = coredns_problem(by_kind.get("Deployment"))
-        return problem
+        if "api" in wanted:
+            code, text = self.get("/readyz")
+            if code != 0 or text.strip() != "ok":
+                return "the API is not ready"
+        if "node" in wanted:
+            node = self.get_object(f"/api/v1/nodes/{self.module.params['node_name']}")
+            problem = node_problem(node, self.module.params["version"])
+            if problem:
+                return problem
+        if "coredns" in wanted:
+            return coredns_problem(self.get_object("/apis/apps/v1/namespaces/kube-system/deployments/coredns"))
+        return ""
 
 
 def decide(state: dict[str, str], stale: bool, changed: bool) -> str:

@@ -1,6 +1,6 @@
 #!/bin/bash
 # Take away what came with us, one path a line in each variable. Says one line for each thing it did.
-#   MISSING  folders that were not there before, and are ours alone
+#   MISSING  folders and files that were not there before, and are ours alone
 #   EMPTY    folders that were there and empty, and are ours alone
 #   SHARED   folders that were not there before, and that others may have filled since: only when they are empty
 # What is mounted in them stays, with the folders above it.
@@ -33,6 +33,10 @@ empty() {
 }
 
 while read -r path; do
+  if [ -n "$path" ] && [ -f "$path" ]; then
+    rm -f "$path"
+    echo "removed $path"
+  fi
   if [ -z "$path" ] || [ ! -d "$path" ]; then continue; fi
   empty "$path"
   if rmdir "$path" 2>/dev/null; then echo "removed $path"; fi
