@@ -25,7 +25,6 @@ import (
 var (
 	nodeResource      = schema.GroupVersionResource{Version: "v1", Resource: "nodes"}
 	configMapResource = schema.GroupVersionResource{Version: "v1", Resource: "configmaps"}
-	eventResource     = schema.GroupVersionResource{Version: "v1", Resource: "events"}
 	addonResource     = schema.GroupVersionResource{Group: "k3s.cattle.io", Version: "v1", Resource: "addons"}
 )
 

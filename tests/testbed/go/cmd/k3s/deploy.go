@@ -200,7 +200,6 @@ func (d *deployer) deploy(ctx context.Context, path string, force bool) error {
 	}
 	content, err := os.ReadFile(path)
 	if err != nil {
-		d.event(ctx, addon, "Warning", "ReadManifestFailed", "Read manifest at %q failed: %v", path, err)
 		return err
 	}
 	checksum := caHash(content)
@@ -209,15 +208,11 @@ func (d *deployer) deploy(ctx context.Context, path string, force bool) error {
 	}
 	objects, err := parseObjects(content)
 	if err != nil {
-		d.event(ctx, addon, "Warning", "ParseManifestFailed", "Parse manifest at %q failed: %v", path, err)
 		return err
 	}
-	d.event(ctx, addon, "Normal", "ApplyingManifest", "Applying manifest at %q", path)
 	if err := d.applyOwned(ctx, addon, objects); err != nil {
-		d.event(ctx, addon, "Warning", "ApplyManifestFailed", "Applying manifest at %q failed: %v", path, err)
 		return err
 	}
-	d.event(ctx, addon, "Normal", "AppliedManifest", "Applied manifest at %q", path)
 	return d.patchAddon(ctx, addon.GetName(), map[string]any{"source": path, "checksum": checksum}, kindsOf(objects))
 }
 
@@ -227,7 +222,6 @@ func (d *deployer) remove(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	d.event(ctx, addon, "Normal", "DeletingManifest", "Deleting manifest at %q", path)
 	if err := d.prune(ctx, addon, nil); err != nil {
 		return err
 	}
@@ -350,26 +344,6 @@ func parseKind(text string) (schema.GroupVersionKind, bool) {
 	}
 	gv, err := schema.ParseGroupVersion(strings.TrimPrefix(version, "/"))
 	return gv.WithKind(kind), err == nil
-}
-
-// event records what happened to a file. A lost event is no reason to stop deploying.
-func (d *deployer) event(ctx context.Context, addon *unstructured.Unstructured, kind, reason, format string, args ...any) {
-	now := time.Now().UTC().Format(time.RFC3339)
-	_, err := d.cluster.dynamic.Resource(eventResource).Namespace("kube-system").Create(ctx, &unstructured.Unstructured{
-		Object: map[string]any{
-			"apiVersion": "v1", "kind": "Event",
-			"metadata": map[string]any{"generateName": addon.GetName() + ".", "namespace": "kube-system"},
-			"involvedObject": map[string]any{
-				"apiVersion": "k3s.cattle.io/v1", "kind": "Addon", "namespace": "kube-system",
-				"name": addon.GetName(), "uid": string(addon.GetUID()), "resourceVersion": addon.GetResourceVersion(),
-			},
-			"type": kind, "reason": reason, "message": fmt.Sprintf(format, args...),
-			"source": map[string]any{"component": "deploy"}, "firstTimestamp": now, "lastTimestamp": now, "count": int64(1),
-		},
-	}, metav1.CreateOptions{})
-	if err != nil && ctx.Err() == nil {
-		logrus.Warnf("event %s for addon %s: %v", reason, addon.GetName(), err)
-	}
 }
 
 // nodeHosts writes every node's address and name into the key NodeHosts of ConfigMap coredns, as k3s does.

@@ -191,16 +191,6 @@ func TestChangedImages(t *testing.T) {
 	}
 }
 
-func TestResolvers(t *testing.T) {
-	for resolv, want := range map[string]bool{
-		"nameserver 192.0.2.1\n": true, "nameserver 127.0.0.53\n": false, "search x\n": false, "nameserver 192.0.2.1\nnameserver ::1\n": false,
-	} {
-		if reachableServers(resolv) != want {
-			t.Errorf("%q is %v", resolv, !want)
-		}
-	}
-}
-
 func TestTaints(t *testing.T) {
 	got, err := taints([]string{"a=b:NoSchedule", "only:NoExecute"})
 	want := []map[string]string{{"key": "a", "value": "b", "effect": "NoSchedule"}, {"key": "only", "value": "", "effect": "NoExecute"}}

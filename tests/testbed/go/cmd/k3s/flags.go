@@ -1,8 +1,16 @@
 package main
 
-// The keys of the k3s command line and of config.yaml, from the k3s contract (§2) and the k3s documentation.
-// They are a table so that the unit tests, the unknown-key rule and the report of what is not acted on all
-// read the same list.
+import "strings"
+
+// support says what the stand-in does with a key.
+type support int
+
+const (
+	acted    support = iota // what k3s does
+	absent                  // it switches off, or sets up, a part that the stand-in never has
+	accepted                // nothing; the key is reported
+	refused                 // it would change where data lies or who owns it: starting without it would prove a lie
+)
 
 type valueKind int
 
@@ -13,147 +21,92 @@ const (
 	many // may be given several times; the values add up
 )
 
-type support int
-
-const (
-	acted    support = iota // the stand-in does what k3s does
-	absent                  // switches off, or sets up, a part that the stand-in never has
-	accepted                // understood and reported, without effect
-	refused                 // would change where data lies or who owns it: starting without it would prove a lie
-)
-
 type key struct {
 	name  string
+	short string // one letter, "" for none
+	env   string // environment variable, "" for none
 	kind  valueKind
 	agent bool // `k3s agent` knows it too
 	does  support
-	env   string
-	short string
 }
 
-const (
-	server = false
-	both   = true
-)
+// keyTable has the keys of the k3s command line and of config.yaml, from the k3s contract (§2) and the k3s
+// documentation: who knows them, type, what the stand-in does with them, and then name|letter|environment variable.
+const keyTable = `
+both bool accepted: debug|K3S_DEBUG alsologtostderr with-node-id disable-default-registry-endpoint
+both bool accepted: nonroot-devices selinux|K3S_SELINUX prefer-bundled-bin enable-pprof
+both bool acted: protect-kernel-defaults
+both bool refused: docker rootless
+both list accepted: node-external-ip node-internal-dns node-external-dns
+both list acted: node-label node-taint node-ip|i kubelet-arg kube-proxy-arg
+both number accepted: v lb-server-port|K3S_LB_SERVER_PORT
+both text accepted: vmodule log|l private-registry image-credential-provider-bin-dir
+both text accepted: image-credential-provider-config default-runtime flannel-iface flannel-conf flannel-cni-conf
+both text accepted: vpn-auth|K3S_VPN_AUTH vpn-auth-file|K3S_VPN_AUTH_FILE
+both text acted: config|c|K3S_CONFIG_FILE data-dir|d|K3S_DATA_DIR token|t|K3S_TOKEN token-file|K3S_TOKEN_FILE
+both text acted: server|s|K3S_URL node-name|K3S_NODE_NAME pause-image resolv-conf|K3S_RESOLV_CONF snapshotter
+both text acted: bind-address
+both text refused: container-runtime-endpoint image-service-endpoint
+server bool absent: disable-cloud-controller disable-network-policy disable-helm-controller
+server bool accepted: tls-san-security flannel-ipv6-masq flannel-external-ip cluster-init|K3S_CLUSTER_INIT
+server bool accepted: kine-tls etcd-expose-metrics etcd-disable-snapshots etcd-snapshot-compress etcd-s3
+server bool accepted: etcd-s3-skip-ssl-verify etcd-s3-insecure disable-scheduler embedded-registry
+server bool accepted: supervisor-metrics secrets-encryption|K3S_SECRETS_ENCRYPTION
+server bool acted: disable-kube-proxy
+server bool refused: cluster-reset|K3S_CLUSTER_RESET disable-apiserver disable-controller-manager disable-etcd
+server list absent: kube-cloud-controller-manager-arg
+server list accepted: etcd-arg
+server list acted: tls-san cluster-cidr service-cidr cluster-dns kube-apiserver-arg kube-controller-manager-arg
+server list acted: kube-scheduler-arg disable
+server number accepted: advertise-port etcd-snapshot-retention
+server number acted: https-listen-port
+server text absent: servicelb-namespace helm-job-image
+server text accepted: write-kubeconfig-group|K3S_KUBECONFIG_GROUP write-kubeconfig-name egress-selector-mode
+server text accepted: etcd-snapshot-name etcd-snapshot-schedule-cron
+server text accepted: etcd-snapshot-dir etcd-snapshot-reconcile-interval etcd-s3-endpoint etcd-s3-endpoint-ca
+server text accepted: etcd-s3-access-key|AWS_ACCESS_KEY_ID etcd-s3-secret-key|AWS_SECRET_ACCESS_KEY etcd-s3-bucket
+server text accepted: etcd-s3-region etcd-s3-folder etcd-s3-proxy etcd-s3-config-secret etcd-s3-timeout
+server text accepted: system-default-registry|K3S_SYSTEM_DEFAULT_REGISTRY
+server text accepted: secrets-encryption-provider|K3S_SECRETS_ENCRYPTION_PROVIDER
+server text acted: advertise-address service-node-port-range cluster-domain flannel-backend
+server text acted: write-kubeconfig|o|K3S_KUBECONFIG_OUTPUT write-kubeconfig-mode|K3S_KUBECONFIG_MODE
+server text acted: agent-token|K3S_AGENT_TOKEN agent-token-file|K3S_AGENT_TOKEN_FILE default-local-storage-path
+server text refused: cluster-reset-restore-path datastore-endpoint|K3S_DATASTORE_ENDPOINT
+server text refused: datastore-cafile|K3S_DATASTORE_CAFILE datastore-certfile|K3S_DATASTORE_CERTFILE
+server text refused: datastore-keyfile|K3S_DATASTORE_KEYFILE
+`
 
-var keys = []key{
-	{"config", text, both, acted, "K3S_CONFIG_FILE", "c"},
-	{"debug", flagBool, both, accepted, "K3S_DEBUG", ""},
-	{"v", number, both, accepted, "", ""},
-	{"vmodule", text, both, accepted, "", ""},
-	{"log", text, both, accepted, "", "l"},
-	{"alsologtostderr", flagBool, both, accepted, "", ""},
+// keys is the one list that the parser, the unknown-key rule and the report of what has no effect all read.
+var keys = readTable(keyTable)
 
-	{"data-dir", text, both, acted, "K3S_DATA_DIR", "d"},
-	{"token", text, both, acted, "K3S_TOKEN", "t"},
-	{"token-file", text, both, acted, "K3S_TOKEN_FILE", ""},
-	{"server", text, both, acted, "K3S_URL", "s"},
-	{"node-name", text, both, acted, "K3S_NODE_NAME", ""},
-	{"with-node-id", flagBool, both, accepted, "", ""},
-	{"node-label", many, both, acted, "", ""},
-	{"node-taint", many, both, acted, "", ""},
-	{"node-ip", many, both, acted, "", "i"},
-	{"node-external-ip", many, both, accepted, "", ""},
-	{"node-internal-dns", many, both, accepted, "", ""},
-	{"node-external-dns", many, both, accepted, "", ""},
-	{"kubelet-arg", many, both, acted, "", ""},
-	{"kube-proxy-arg", many, both, acted, "", ""},
-	{"protect-kernel-defaults", flagBool, both, acted, "", ""},
-	{"pause-image", text, both, acted, "", ""},
-	{"resolv-conf", text, both, acted, "K3S_RESOLV_CONF", ""},
-	{"snapshotter", text, both, acted, "", ""},
-	{"private-registry", text, both, accepted, "", ""},
-	{"disable-default-registry-endpoint", flagBool, both, accepted, "", ""},
-	{"image-credential-provider-bin-dir", text, both, accepted, "", ""},
-	{"image-credential-provider-config", text, both, accepted, "", ""},
-	{"docker", flagBool, both, refused, "", ""},
-	{"container-runtime-endpoint", text, both, refused, "", ""},
-	{"image-service-endpoint", text, both, refused, "", ""},
-	{"default-runtime", text, both, accepted, "", ""},
-	{"nonroot-devices", flagBool, both, accepted, "", ""},
-	{"lb-server-port", number, both, accepted, "K3S_LB_SERVER_PORT", ""},
-	{"bind-address", text, both, acted, "", ""},
-	{"flannel-iface", text, both, accepted, "", ""},
-	{"flannel-conf", text, both, accepted, "", ""},
-	{"flannel-cni-conf", text, both, accepted, "", ""},
-	{"vpn-auth", text, both, accepted, "K3S_VPN_AUTH", ""},
-	{"vpn-auth-file", text, both, accepted, "K3S_VPN_AUTH_FILE", ""},
-	{"selinux", flagBool, both, accepted, "K3S_SELINUX", ""},
-	{"prefer-bundled-bin", flagBool, both, accepted, "", ""},
-	{"rootless", flagBool, both, refused, "", ""},
-	{"enable-pprof", flagBool, both, accepted, "", ""},
-
-	{"https-listen-port", number, server, acted, "", ""},
-	{"advertise-address", text, server, acted, "", ""},
-	{"advertise-port", number, server, accepted, "", ""},
-	{"tls-san", many, server, acted, "", ""},
-	{"tls-san-security", flagBool, server, accepted, "", ""},
-	{"cluster-cidr", many, server, acted, "", ""},
-	{"service-cidr", many, server, acted, "", ""},
-	{"service-node-port-range", text, server, acted, "", ""},
-	{"cluster-dns", many, server, acted, "", ""},
-	{"cluster-domain", text, server, acted, "", ""},
-	{"flannel-backend", text, server, acted, "", ""},
-	{"flannel-ipv6-masq", flagBool, server, accepted, "", ""},
-	{"flannel-external-ip", flagBool, server, accepted, "", ""},
-	{"egress-selector-mode", text, server, accepted, "", ""},
-	{"servicelb-namespace", text, server, absent, "", ""},
-	{"write-kubeconfig", text, server, acted, "K3S_KUBECONFIG_OUTPUT", "o"},
-	{"write-kubeconfig-mode", text, server, acted, "K3S_KUBECONFIG_MODE", ""},
-	{"write-kubeconfig-group", text, server, acted, "K3S_KUBECONFIG_GROUP", ""},
-	{"write-kubeconfig-name", text, server, accepted, "", ""},
-	{"helm-job-image", text, server, absent, "", ""},
-	{"agent-token", text, server, acted, "K3S_AGENT_TOKEN", ""},
-	{"agent-token-file", text, server, acted, "K3S_AGENT_TOKEN_FILE", ""},
-	{"cluster-init", flagBool, server, accepted, "K3S_CLUSTER_INIT", ""},
-	{"cluster-reset", flagBool, server, refused, "K3S_CLUSTER_RESET", ""},
-	{"cluster-reset-restore-path", text, server, refused, "", ""},
-	{"kube-apiserver-arg", many, server, acted, "", ""},
-	{"kube-controller-manager-arg", many, server, acted, "", ""},
-	{"kube-scheduler-arg", many, server, acted, "", ""},
-	{"kube-cloud-controller-manager-arg", many, server, absent, "", ""},
-	{"etcd-arg", many, server, accepted, "", ""},
-	{"datastore-endpoint", text, server, refused, "K3S_DATASTORE_ENDPOINT", ""},
-	{"datastore-cafile", text, server, refused, "K3S_DATASTORE_CAFILE", ""},
-	{"datastore-certfile", text, server, refused, "K3S_DATASTORE_CERTFILE", ""},
-	{"datastore-keyfile", text, server, refused, "K3S_DATASTORE_KEYFILE", ""},
-	{"kine-tls", flagBool, server, accepted, "", ""},
-	{"etcd-expose-metrics", flagBool, server, accepted, "", ""},
-	{"etcd-disable-snapshots", flagBool, server, accepted, "", ""},
-	{"etcd-snapshot-name", text, server, accepted, "", ""},
-	{"etcd-snapshot-schedule-cron", text, server, accepted, "", ""},
-	{"etcd-snapshot-retention", number, server, accepted, "", ""},
-	{"etcd-snapshot-dir", text, server, accepted, "", ""},
-	{"etcd-snapshot-compress", flagBool, server, accepted, "", ""},
-	{"etcd-snapshot-reconcile-interval", text, server, accepted, "", ""},
-	{"etcd-s3", flagBool, server, accepted, "", ""},
-	{"etcd-s3-endpoint", text, server, accepted, "", ""},
-	{"etcd-s3-endpoint-ca", text, server, accepted, "", ""},
-	{"etcd-s3-skip-ssl-verify", flagBool, server, accepted, "", ""},
-	{"etcd-s3-access-key", text, server, accepted, "AWS_ACCESS_KEY_ID", ""},
-	{"etcd-s3-secret-key", text, server, accepted, "AWS_SECRET_ACCESS_KEY", ""},
-	{"etcd-s3-bucket", text, server, accepted, "", ""},
-	{"etcd-s3-region", text, server, accepted, "", ""},
-	{"etcd-s3-folder", text, server, accepted, "", ""},
-	{"etcd-s3-proxy", text, server, accepted, "", ""},
-	{"etcd-s3-config-secret", text, server, accepted, "", ""},
-	{"etcd-s3-insecure", flagBool, server, accepted, "", ""},
-	{"etcd-s3-timeout", text, server, accepted, "", ""},
-	{"default-local-storage-path", text, server, acted, "", ""},
-	{"disable", many, server, acted, "", ""},
-	{"disable-scheduler", flagBool, server, accepted, "", ""},
-	{"disable-cloud-controller", flagBool, server, absent, "", ""},
-	{"disable-kube-proxy", flagBool, server, acted, "", ""},
-	{"disable-network-policy", flagBool, server, absent, "", ""},
-	{"disable-helm-controller", flagBool, server, absent, "", ""},
-	{"disable-apiserver", flagBool, server, refused, "", ""},
-	{"disable-controller-manager", flagBool, server, refused, "", ""},
-	{"disable-etcd", flagBool, server, refused, "", ""},
-	{"embedded-registry", flagBool, server, accepted, "", ""},
-	{"supervisor-metrics", flagBool, server, accepted, "", ""},
-	{"system-default-registry", text, server, accepted, "K3S_SYSTEM_DEFAULT_REGISTRY", ""},
-	{"secrets-encryption", flagBool, server, accepted, "K3S_SECRETS_ENCRYPTION", ""},
-	{"secrets-encryption-provider", text, server, accepted, "K3S_SECRETS_ENCRYPTION_PROVIDER", ""},
+func readTable(table string) []key {
+	kinds := map[string]valueKind{"text": text, "bool": flagBool, "number": number, "list": many}
+	does := map[string]support{"acted": acted, "absent": absent, "accepted": accepted, "refused": refused}
+	var out []key
+	for _, line := range strings.Split(strings.TrimSpace(table), "\n") {
+		head, cells, _ := strings.Cut(line, ": ")
+		words := strings.Fields(head)
+		kind, known := kinds[words[1]]
+		effect, knownToo := does[words[2]]
+		if !known || !knownToo {
+			panic("key table: " + line) // the zero value would say that the key is acted on
+		}
+		for _, cell := range strings.Fields(cells) {
+			k := key{agent: words[0] == "both", kind: kind, does: effect}
+			for i, part := range strings.Split(cell, "|") {
+				switch {
+				case i == 0:
+					k.name = part
+				case len(part) == 1:
+					k.short = part
+				default:
+					k.env = part
+				}
+			}
+			out = append(out, k)
+		}
+	}
+	return out
 }
 
 // listsByComma are the list keys that k3s also splits at commas. Arguments and labels are not among them,

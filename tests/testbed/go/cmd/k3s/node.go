@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -171,10 +170,6 @@ func (n *node) labels() map[string]any {
 }
 
 func (n *node) writeKubeletConfig() error {
-	resolv, err := n.resolvConf()
-	if err != nil {
-		return err
-	}
 	taints, err := taints(n.cfg.list("node-taint"))
 	if err != nil {
 		return err
@@ -195,7 +190,7 @@ func (n *node) writeKubeletConfig() error {
 		"healthzBindAddress":       "127.0.0.1",
 		"protectKernelDefaults":    n.cfg.on("protect-kernel-defaults"),
 		"registerWithTaints":       taints,
-		"resolvConf":               resolv,
+		"resolvConf":               n.cfg.text("resolv-conf", "/etc/resolv.conf"),
 		"serializeImagePulls":      false,
 		"staticPodPath":            n.dirs.agent("pod-manifests"),
 		"tlsCertFile":              n.dirs.agent("serving-kubelet.crt"),
@@ -231,38 +226,6 @@ func cutLast(s, sep string) (before, after string, found bool) {
 		return s, "", false
 	}
 	return s[:i], s[i+len(sep):], true
-}
-
-// resolvConf picks the file that pods inherit. One that names only loopback servers would send the cluster's
-// DNS to itself; k3s then falls back to a public resolver, and so does this.
-func (n *node) resolvConf() (string, error) {
-	if path := n.cfg.text("resolv-conf", ""); path != "" {
-		return path, nil
-	}
-	for _, path := range []string{"/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"} {
-		raw, err := os.ReadFile(path)
-		if err == nil && reachableServers(string(raw)) {
-			return path, nil
-		}
-	}
-	path := n.dirs.agent("etc", "resolv.conf")
-	logrus.Warnf("Host resolv.conf has only loopback or no nameservers; using nameserver 8.8.8.8 in %s", path)
-	return path, writeFile(path, []byte("nameserver 8.8.8.8\n"), 0o644)
-}
-
-func reachableServers(resolv string) bool {
-	found := false
-	for _, line := range strings.Split(resolv, "\n") {
-		fields := strings.Fields(line)
-		if len(fields) < 2 || fields[0] != "nameserver" {
-			continue
-		}
-		if ip := net.ParseIP(fields[1]); ip == nil || !ip.IsGlobalUnicast() {
-			return false
-		}
-		found = true
-	}
-	return found
 }
 
 // writeCNI gives pods a bridge with addresses from the node's range. It stands for flannel. Masquerading

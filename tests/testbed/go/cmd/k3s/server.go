@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
-	"os/user"
-	"path"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -25,8 +23,6 @@ import (
 )
 
 const kubeconfigPath = "/etc/rancher/k3s/k3s.yaml"
-
-func baseName(name string) string { return path.Base(name) }
 
 // node is what a server knows of itself after its configuration is read.
 type node struct {
@@ -305,7 +301,7 @@ func (n *node) writeKubeconfigs() error {
 	return n.writeAdminKubeconfig(content)
 }
 
-// writeAdminKubeconfig follows the keys write-kubeconfig, -mode and -group. A mode that is no octal number is
+// writeAdminKubeconfig follows the keys write-kubeconfig and -mode. A mode that is no octal number is
 // only logged, as k3s does: an unquoted 0600 arrives here as "384" (contract §0.8).
 func (n *node) writeAdminKubeconfig(content []byte) error {
 	target := n.cfg.text("write-kubeconfig", kubeconfigPath)
@@ -324,15 +320,6 @@ func (n *node) writeAdminKubeconfig(content []byte) error {
 	if err := writeFile(target, content, mode); err != nil {
 		return err
 	}
-	if asked := n.cfg.text("write-kubeconfig-group", ""); asked != "" {
-		gid, err := groupID(asked)
-		if err == nil {
-			err = os.Chown(target, 0, gid)
-		}
-		if err != nil {
-			logrus.Errorf("Failed to set %s to group %s: %v", target, asked, err)
-		}
-	}
 	if target == kubeconfigPath {
 		return nil
 	}
@@ -340,17 +327,6 @@ func (n *node) writeAdminKubeconfig(content []byte) error {
 		return err
 	}
 	return relink(target, kubeconfigPath)
-}
-
-func groupID(name string) (int, error) {
-	if gid, err := strconv.Atoi(name); err == nil {
-		return gid, nil
-	}
-	group, err := user.LookupGroup(name)
-	if err != nil {
-		return 0, err
-	}
-	return strconv.Atoi(group.Gid)
 }
 
 // start brings up everything in order and returns when the node is registered; the children run on.

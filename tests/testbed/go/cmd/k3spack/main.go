@@ -54,8 +54,10 @@ func pack(folder, launcher, out string) (payload.Footer, error) {
 		return none, err
 	}
 	defer in.Close()
-	length, err := payload.Strip(in)
-	if err != nil {
+	if _, err := payload.Find(in); !errors.Is(err, payload.ErrNone) {
+		return none, errors.New("the launcher has a payload already")
+	}
+	if _, err := in.Seek(0, io.SeekStart); err != nil {
 		return none, err
 	}
 	half, err := os.OpenFile(out+".part", os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o755)
@@ -63,7 +65,7 @@ func pack(folder, launcher, out string) (payload.Footer, error) {
 		return none, err
 	}
 	defer half.Close()
-	if _, err := io.Copy(half, io.NewSectionReader(in, 0, length)); err != nil {
+	if _, err := io.Copy(half, in); err != nil {
 		return none, err
 	}
 	footer, err := payload.Append(half, folder)

@@ -105,12 +105,6 @@ func add(archive *tar.Writer, folder, path string, entry fs.DirEntry) error {
 	if err != nil {
 		return err
 	}
-	link := ""
-	if info.Mode()&os.ModeSymlink != 0 {
-		if link, err = os.Readlink(path); err != nil {
-			return err
-		}
-	}
 	name, err := filepath.Rel(folder, path)
 	if err != nil {
 		return err
@@ -119,12 +113,10 @@ func add(archive *tar.Writer, folder, path string, entry fs.DirEntry) error {
 	switch {
 	case info.IsDir():
 		head.Typeflag, head.Name = tar.TypeDir, name+"/"
-	case link != "":
-		head.Typeflag, head.Linkname = tar.TypeSymlink, link
 	case info.Mode().IsRegular():
 		head.Typeflag, head.Size = tar.TypeReg, info.Size()
 	default:
-		return fmt.Errorf("%s: neither file, folder nor link", path)
+		return fmt.Errorf("%s: neither file nor folder", path)
 	}
 	if err := archive.WriteHeader(head); err != nil || head.Typeflag != tar.TypeReg {
 		return err
@@ -193,8 +185,6 @@ func unpack(packed io.Reader, target string) error {
 		switch head.Typeflag {
 		case tar.TypeDir:
 			err = os.MkdirAll(path, 0o755)
-		case tar.TypeSymlink:
-			err = os.Symlink(head.Linkname, path)
 		case tar.TypeReg:
 			err = write(path, archive, fs.FileMode(head.Mode).Perm())
 		default:
@@ -213,13 +203,4 @@ func write(path string, from io.Reader, mode fs.FileMode) error {
 	}
 	_, err = io.Copy(out, from)
 	return errors.Join(err, out.Chmod(mode), out.Close())
-}
-
-// Strip gives the length of file without a payload, so that packing a packed file replaces its payload.
-func Strip(file *os.File) (int64, error) {
-	f, err := Find(file)
-	if errors.Is(err, ErrNone) {
-		return file.Seek(0, io.SeekEnd)
-	}
-	return f.offset, err
 }

@@ -1,0 +1,659 @@
+"""The k3s stand-in against the k3s contract, point by point, on one host of the bed, installed by hand.
+
+The host goes through its tests in order: a first start, life, a restart with another configuration, an upgrade,
+a power cut, a removal. With HEARTH_BED_K3S=/path/to/k3s the same points run on the real binary; what only a
+stand-in says about itself is then left out.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import http.client
+import io
+import json
+import re
+import shlex
+import socket
+import ssl
+import subprocess
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tests.cluster.observe import differences
+from tests.cluster.support import ROOT, Bed, collect
+
+pytestmark = pytest.mark.timeout(900)
+
+DATA = "/var/lib/rancher/k3s"
+CONFIG = "/etc/rancher/k3s/config.yaml"
+TOKEN = "a b%c$d:e-0001"  # made for this test; the characters are those that roles got wrong
+BUSYBOX = "docker.io/rancher/mirrored-library-busybox:bed"
+PARTS = r"/bin/(node|kine|containerd|kube[a-z-]*)( |$)|^kube[a-z-]* "
+
+UNIT = """\
+[Unit]
+Wants=network-online.target
+After=network-online.target
+[Service]
+Type=notify
+KillMode=process
+Delegate=yes
+LimitNOFILE=1048576
+LimitNPROC=infinity
+LimitCORE=infinity
+TasksMax=infinity
+TimeoutStartSec=0
+Restart=always
+RestartSec=5s
+ExecStart=/usr/local/bin/k3s server
+[Install]
+WantedBy=multi-user.target
+"""
+
+FIRST_CONFIG = """\
+token-file: /etc/rancher/k3s/token
+write-kubeconfig-mode: "0640"
+tls-san: [api.bed.test]
+node-label: [bed.test/main=first]
+disable: [metrics-server, traefik]
+disable-network-policy: true
+secrets-encryption: true
+tokn: misspelt
+"""
+
+WEB = """\
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata: {name: data}
+spec: {accessModes: [ReadWriteOnce], resources: {requests: {storage: 1Mi}}}
+---
+apiVersion: apps/v1
+kind: Deployment
+metadata: {name: web}
+spec:
+  selector: {matchLabels: {app: web}}
+  template:
+    metadata: {labels: {app: web}}
+    spec:
+      terminationGracePeriodSeconds: 0
+      containers:
+        - name: web
+          image: IMAGE
+          command: [sh, -c, "echo started; while true; do nc -l -p 8080 -e /bin/sh /etc/web/answer; done"]
+          volumeMounts: [{name: data, mountPath: /data}, {name: answer, mountPath: /etc/web}]
+      volumes:
+        - {name: data, persistentVolumeClaim: {claimName: data}}
+        - {name: answer, configMap: {name: answer}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: answer}
+data:
+  answer: |
+    printf 'HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nConnection: close\\r\\n\\r\\n'
+    for i in 1 2 3 4; do echo "line $i"; sleep 0.5; done
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web}
+spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
+""".replace("IMAGE", BUSYBOX)
+
+
+class Server(Bed):
+    """The host h1 with the stand-in on it."""
+
+    @property
+    def env(self) -> dict[str, Any]:
+        loaded: dict[str, Any] = json.loads((self.state / "env.json").read_text())
+        return loaded
+
+    @property
+    def is_standin(self) -> bool:
+        return bool(self.env["k3s"]["stand_in"])
+
+    def binary(self, version: str) -> Path:
+        return Path(self.env["builds"]["releases"]) / version / "k3s"
+
+    def copy(self, source: Path, target: str) -> None:
+        """Copy to the host under another name, then rename: a file that runs cannot be overwritten."""
+        subprocess.run(["scp", "-q", "-F", str(self.state / "ssh_config"), str(source), f"h1:{target}.new"], check=True)
+        self.ssh(f"mv {target}.new {target}")
+
+    def put(self, path: str, content: str, mode: str = "600") -> None:
+        quoted = shlex.quote(path)
+        self.ssh(f"mkdir -p $(dirname {quoted}) && cat >{quoted}.new && chmod {mode} {quoted}.new && mv {quoted}.new {quoted}",
+                 stdin=content)
+
+    def start(self, action: str = "restart") -> None:
+        self.ssh(f"systemctl {action} k3s", timeout_s=120)
+
+    def wait_ready(self) -> None:
+        """The node is Ready and the pods of kube-system and default run."""
+        self.ssh("k3s kubectl wait --for=create node/h1 --timeout=60s && "
+                 "k3s kubectl wait --for=condition=Ready node/h1 --timeout=60s && "
+                 "k3s kubectl rollout status -n kube-system deploy/coredns --timeout=90s", timeout_s=240)
+
+    def journal(self) -> str:
+        return self.ssh("journalctl -u k3s -o cat --no-pager _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID k3s)")
+
+    def get(self, kind: str, name: str, namespace: str = "default") -> dict[str, Any] | None:
+        text = self.ssh(f"k3s kubectl get {kind} {name} -n {namespace} -o json --ignore-not-found")
+        return json.loads(text) if text.strip() else None
+
+    def running(self) -> list[str]:
+        """Every process of the containers, as `pid starttime`; equal lists mean that nothing restarted."""
+        return self.ssh("for p in $(k3s ctr tasks ls -q 2>/dev/null | sort | xargs -rn1 k3s ctr tasks ps 2>/dev/null"
+                        " | awk '$1+0{print $1}'); do echo $p $(cut -d' ' -f22 /proc/$p/stat); done").split("\n")
+
+    def containers(self) -> list[str]:
+        return sorted(self.ssh("k3s ctr containers ls -q 2>/dev/null").split())
+
+    def images(self) -> str:
+        return self.ssh("k3s ctr images ls 2>/dev/null")
+
+
+def wait(seconds: float, what: str, check: Callable[[], Any]) -> Any:
+    """Poll until `check` gives something true; fail with `what` when it does not in time."""
+    end = time.monotonic() + seconds
+    while True:
+        if found := check():
+            return found
+        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        time.sleep(0.5)
+
+
+@pytest.fixture(scope="module")
+def before() -> dict[str, Any]:
+    """What the host looked like before anything was installed; filled by the fixture `k3s`."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def k3s(before: dict[str, Any]) -> Iterator[Server]:
+    bed = Server("standin")
+    bed.call("down", check=False)
+    bed.call("up", "-n", "1", "--with", "services", timeout_s=1500)
+    try:
+        before.update(bed.observe("files"))
+        bed.copy(bed.binary("v1.36.3+k3s1"), "/usr/local/bin/k3s")
+        bed.put("/etc/systemd/system/k3s.service", UNIT, "644")
+        bed.ssh("ln -s k3s /usr/local/bin/kubectl && ln -s k3s /usr/local/bin/ctr && systemctl daemon-reload && systemctl enable -q k3s")
+        yield bed
+    finally:
+        collect(bed, "standin")
+        bed.call("down")
+
+
+def test_go_unit_tests() -> None:
+    """S3 S4 S7 S20 S21: the tables of configuration, tokens, manifests and images, and the file format."""
+    done = subprocess.run(["go", "test", "-trimpath", "./cmd/k3s/...", "./cmd/k3spack/..."], cwd=ROOT / "tests/testbed/go",
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_s1_version(k3s: Server) -> None:
+    """S1: the two-line form, `standin` in the bracket, a third line naming itself; two builds."""
+    lines = k3s.ssh("k3s --version").splitlines()
+    assert re.fullmatch(r"k3s version v1\.36\.3\+k3s1 \(\w+\)", lines[0])
+    assert re.fullmatch(r"go version go1\.\S+", lines[1])
+    if k3s.is_standin:
+        assert lines[0].endswith("(standin)")
+        assert "stand-in" in lines[2]
+    second = subprocess.run([k3s.binary("v1.36.3+k3s2"), "--version"], capture_output=True, text=True, check=True).stdout
+    assert second.split()[2] == "v1.36.3+k3s2"
+
+
+def test_s4_an_agent_dies_of_an_unknown_key(k3s: Server) -> None:
+    """S4 S2: agent: `flag provided but not defined`, exit 1; broken YAML: exit 1; no half start in either case."""
+    k3s.put("/root/agent.yaml", "server: https://192.0.2.1:6443\ntoken: x\nflannel-backend: none\n")
+    k3s.put("/root/broken.yaml", "server: [\n")
+    for command, text in {
+        "agent --config /root/agent.yaml": "flag provided but not defined: -flannel-backend",
+        "server --config /root/broken.yaml": "yaml:",
+        "server --no-such-flag": "flag provided but not defined: -no-such-flag",
+    }.items():
+        said = k3s.ssh(f"timeout 20 k3s {command} 2>&1; echo exit $?", check=False)
+        assert text in said
+        assert "exit 1" in said
+    assert k3s.ssh("rm /root/agent.yaml /root/broken.yaml; find /var/lib/rancher /etc/rancher -type f 2>/dev/null; true").strip() == ""
+
+
+def test_s2_commands_it_does_not_have_say_so(k3s: Server) -> None:
+    """S2: one file, many commands; a command or a role (`agent`) that is not there dies naming the stand-in."""
+    if not k3s.is_standin:
+        pytest.skip("only the stand-in lacks commands")
+    for command in ("crictl ps", "etcd-snapshot ls", "token list", "secrets-encrypt status", "certificate check", "check-config",
+                    "agent --server https://192.0.2.1:6443 --token x", "server --cluster-reset"):
+        said = k3s.ssh(f"timeout 20 k3s {command} 2>&1; echo exit $?", check=False)
+        assert "stand-in" in said, command
+        assert "exit 1" in said, command
+
+
+def test_s7_a_token_file_is_waited_for(k3s: Server) -> None:
+    """S7 S11: without its token file the server waits and the unit is not active; nothing is made meanwhile."""
+    k3s.put(CONFIG, FIRST_CONFIG)
+    k3s.put(f"{CONFIG}.d/10-more.yaml", "node-label+: [bed.test/more=second]\n")
+    k3s.ssh("systemctl start --no-block k3s")
+    wait(20, "the wait is logged", lambda: "Waiting for /etc/rancher/k3s/token to be available" in k3s.journal())
+    assert k3s.ssh("systemctl is-active k3s", check=False).strip() == "activating"
+    assert k3s.ssh("ls /etc/rancher/k3s").split() == ["config.yaml", "config.yaml.d"]
+
+
+def test_s11_active_means_that_the_api_is_ready(k3s: Server) -> None:
+    """S11 S6: at the moment the unit turns active /readyz says ok; the kubeconfig was there before."""
+    k3s.put("/etc/rancher/k3s/token", f"\n  {TOKEN}\n\n")
+    said = k3s.ssh("""
+        early=no
+        for i in $(seq 900); do
+          state=$(systemctl is-active k3s)
+          [ $state = activating ] || break
+          [ ! -s /etc/rancher/k3s/k3s.yaml ] || early=yes
+          sleep 0.1
+        done
+        echo $state $early $(k3s kubectl get --raw /readyz)""", timeout_s=150)
+    assert said.split() == ["active", "yes", "ok"]
+    environments = k3s.ssh(f"for p in $(pgrep -f '{PARTS}'); do tr '\\0' '\\n' </proc/$p/environ; done")
+    assert "PATH=" in environments
+    assert "NOTIFY_SOCKET" not in environments
+    k3s.wait_ready()
+
+
+def test_s1_running_version(k3s: Server) -> None:
+    """S1: kubelet and API server report the version of the file."""
+    node = k3s.get("node", "h1")
+    assert node is not None
+    assert node["status"]["nodeInfo"]["kubeletVersion"] == "v1.36.3+k3s1"
+    assert json.loads(k3s.ssh("k3s kubectl get --raw /version"))["gitVersion"] == "v1.36.3+k3s1"
+
+
+def test_s2_symlinks(k3s: Server) -> None:
+    """S2: by its own name `kubectl` or `ctr` it is that command, with k3s's kubeconfig, socket and namespace."""
+    assert k3s.ssh("kubectl get node -o name").strip() == "node/h1"
+    assert k3s.ssh("ctr images ls -q 2>/dev/null") == k3s.ssh("k3s ctr images ls -q 2>/dev/null") != ""
+
+
+def test_s3_configuration_is_merged(k3s: Server) -> None:
+    """S3: main file and drop-in add up; labels reach the node."""
+    node = k3s.get("node", "h1")
+    assert node is not None
+    labels = node["metadata"]["labels"]
+    assert labels["bed.test/main"] == "first"
+    assert labels["bed.test/more"] == "second"
+    assert labels["node-role.kubernetes.io/control-plane"] == "true"
+
+
+def test_s4_a_server_warns_and_goes_on(k3s: Server) -> None:
+    """S4: unknown keys are warned of; known keys without effect are logged and collected."""
+    assert "Unknown flag --tokn found in config.yaml, skipping" in k3s.journal()
+    if k3s.is_standin:
+        assert "stand-in: secrets-encryption accepted, not honoured" in k3s.journal()
+        report = k3s.ssh(f"cat {DATA}/standin-report.txt").splitlines()
+        assert "stand-in: secrets-encryption accepted, not honoured" in report
+        assert "stand-in: packaged servicelb is absent" in report
+        assert "stand-in: packaged traefik is absent" not in report  # disabled, so nothing is missing
+
+
+def kubeconfig(k3s: Server, tmp_path: Path) -> tuple[ssl.SSLContext, str]:
+    """TLS context with the administrator's certificate, as a controller has it, and the host's address."""
+    loaded = yaml.safe_load(k3s.ssh("cat /etc/rancher/k3s/k3s.yaml"))
+    cluster, user = loaded["clusters"][0]["cluster"], loaded["users"][0]["user"]
+    assert [loaded[part][0]["name"] for part in ("clusters", "contexts", "users")] == ["default"] * 3
+    assert loaded["current-context"] == "default"
+    assert cluster["server"] == "https://127.0.0.1:6443"
+    parts = {name: base64.b64decode(data) for name, data in
+             (("ca", cluster["certificate-authority-data"]), ("crt", user["client-certificate-data"]), ("key", user["client-key-data"]))}
+    for name, content in parts.items():
+        (tmp_path / name).write_bytes(content)
+    context = ssl.create_default_context(cafile=str(tmp_path / "ca"))
+    context.load_cert_chain(tmp_path / "crt", tmp_path / "key")
+    return context, str(k3s.env["hosts"]["h1"]["address"])
+
+
+def test_s6_kubeconfig_from_the_controller(k3s: Server, tmp_path: Path) -> None:
+    """S6: names, mode, and a certificate that holds for the address and for every tls-san name."""
+    assert k3s.ssh("stat -c %a /etc/rancher/k3s/k3s.yaml").strip() == "640"
+    context, address = kubeconfig(k3s, tmp_path)
+    connection = http.client.HTTPSConnection(address, 6443, context=context, timeout=10)
+    connection.request("GET", "/readyz")
+    assert connection.getresponse().read() == b"ok"
+    for name in ("api.bed.test", "h1", "kubernetes.default.svc", "10.43.0.1"):
+        with socket.create_connection((address, 6443), 10) as plain, context.wrap_socket(plain, server_hostname=name) as tls:
+            assert tls.version() == "TLSv1.3"
+
+
+def test_s5_nobody_is_let_in_without_a_certificate(k3s: Server) -> None:
+    """S5: 401 without credentials from API server and kubelet; RBAC and Node authorizer hold; no token file."""
+    address = k3s.env["hosts"]["h1"]["address"]
+    anyone = ssl.create_default_context()
+    anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
+    for port, path in ((6443, "/readyz"), (6443, "/livez"), (6443, "/api"), (10250, "/pods"), (10250, "/metrics")):
+        connection = http.client.HTTPSConnection(address, port, context=anyone, timeout=10)
+        connection.request("GET", path)
+        assert connection.getresponse().status == 401, (port, path)
+    arguments = k3s.ssh(f"pgrep -af '{PARTS}'")
+    assert "--anonymous-auth=false" in arguments
+    assert "--authorization-mode=Node,RBAC" in arguments
+    assert "token-auth-file" not in arguments
+    assert "insecure-skip" not in arguments
+    assert TOKEN not in arguments
+    as_node = f"k3s kubectl --kubeconfig {DATA}/agent/kubelet.kubeconfig"
+    k3s.ssh("k3s kubectl create secret generic of-nobody --from-literal=a=b")
+    assert "Forbidden" in k3s.ssh(f"{as_node} get secret of-nobody 2>&1", check=False)
+    assert "h1" in k3s.ssh(f"{as_node} get node h1")
+    assert "not allowed to modify labels" in k3s.ssh(f"{as_node} label node h1 node-role.kubernetes.io/x=y 2>&1", check=False)
+
+
+def test_s5_files_of_the_pki(k3s: Server) -> None:
+    """S5: names, modes and chains of contract §3."""
+    tls = f"{DATA}/server/tls"
+    k3s.ssh(f"""cd {tls} && ls service.key && for name in server-ca client-ca request-header-ca \
+        client-admin client-kube-apiserver client-controller client-scheduler client-kube-proxy client-k3s-controller client-auth-proxy \
+        serving-kube-apiserver etcd/server-ca etcd/peer-ca etcd/server-client etcd/peer-server-client etcd/client
+        do ls $name.crt $name.key || exit 1; done""")
+    modes = k3s.ssh(f"stat -c '%a' {tls} {tls}/client-admin.key {DATA}/server/cred/admin.kubeconfig").split()
+    assert modes == ["700", "600", "600"]
+    for leaf, ca in (("client-admin", "client-ca"), ("serving-kube-apiserver", "server-ca"), ("client-auth-proxy", "request-header-ca")):
+        folder = k3s.state / "pki"
+        folder.mkdir(exist_ok=True)
+        for name in (leaf, ca):
+            (folder / name).write_text(k3s.ssh(f"cat {tls}/{name}.crt"))
+        done = subprocess.run(["openssl", "verify", "-CAfile", folder / ca, folder / leaf], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_s7_token_files(k3s: Server) -> None:
+    """S7: forms, links and modes; the hash is that of the bytes of server-ca.crt; the given token is used."""
+    ca_hash = k3s.ssh(f"sha256sum {DATA}/server/tls/server-ca.crt").split()[0]
+    assert k3s.ssh(f"cat {DATA}/server/token") == f"K10{ca_hash}::server:{TOKEN}\n"
+    assert k3s.ssh(f"stat -c %a {DATA}/server/token").strip() == "600"
+    assert k3s.ssh(f"readlink {DATA}/server/node-token").strip() == f"{DATA}/server/token"
+    assert k3s.ssh("stat -c %a /etc/rancher/node/password").strip() == "600"
+    assert TOKEN not in k3s.journal()
+
+
+def test_s23_packaged_components(k3s: Server) -> None:
+    """S23: CoreDNS and local-path under k3s's names; a volume binds, exec and logs reach the pod, names resolve."""
+    service = k3s.get("svc", "kube-dns", "kube-system")
+    assert service is not None
+    assert service["spec"]["clusterIP"] == "10.43.0.10"
+    storage = k3s.get("storageclass", "local-path")
+    assert storage is not None
+    assert storage["provisioner"] == "rancher.io/local-path"
+    assert storage["volumeBindingMode"] == "WaitForFirstConsumer"
+    assert storage["metadata"]["annotations"]["storageclass.kubernetes.io/is-default-class"] == "true"
+    hosts = k3s.get("cm", "coredns", "kube-system")
+    assert hosts is not None
+    assert hosts["data"]["NodeHosts"] == f"{k3s.env['hosts']['h1']['address']} h1\n"
+    definitions = k3s.ssh("k3s kubectl get crd -o name").split()
+    for name in ("addons.k3s", "etcdsnapshotfiles.k3s", "helmcharts.helm", "helmchartconfigs.helm"):
+        assert f"customresourcedefinition.apiextensions.k8s.io/{name}.cattle.io" in definitions
+    k3s.ssh("k3s kubectl create cm coredns-custom -n kube-system "
+            "--from-literal=bed.server='bed.test:53 { hosts { 192.0.2.77 x.bed.test } }' && "
+            "k3s kubectl rollout restart -n kube-system deploy/coredns")
+    k3s.ssh("k3s kubectl apply -f -", stdin=WEB)
+    k3s.ssh("k3s kubectl rollout status deploy/web --timeout=90s && "
+            "k3s kubectl rollout status -n kube-system deploy/coredns --timeout=90s", timeout_s=200)
+    claim = k3s.get("pvc", "data")
+    assert claim is not None
+    assert claim["status"]["phase"] == "Bound"
+    inside = "k3s kubectl exec deploy/web --"
+    k3s.ssh(f"{inside} sh -c 'echo kept >/data/file'")
+    assert k3s.ssh(f"cat {DATA}/storage/*/file").strip() == "kept"
+    assert k3s.ssh("k3s kubectl logs deploy/web").strip() == "started"
+    assert "192.0.2.77" in k3s.ssh(f"{inside} nslookup x.bed.test")
+    assert k3s.env["hosts"]["h1"]["address"] in k3s.ssh(f"{inside} nslookup h1")
+    assert "line 4" in k3s.ssh(f"{inside} wget -qO- http://web.default.svc.cluster.local")
+
+
+def test_service_proxy_streams(k3s: Server, tmp_path: Path) -> None:
+    """S5: through the API server's service proxy, with the kubeconfig's certificate, lines arrive as they are sent."""
+    context, address = kubeconfig(k3s, tmp_path)
+    connection = http.client.HTTPSConnection(address, 6443, context=context, timeout=20)
+    connection.request("GET", "/api/v1/namespaces/default/services/web:80/proxy/")
+    answer = connection.getresponse()
+    assert answer.status == 200
+    arrived = []
+    while line := answer.readline():
+        arrived.append((line.decode().strip(), time.monotonic()))
+    assert [text for text, _ in arrived] == ["line 1", "line 2", "line 3", "line 4"]
+    assert arrived[-1][1] - arrived[0][1] > 1.0  # sent over 1.5 s; all at once would be a buffer in between
+
+
+def test_s20_manifests(k3s: Server) -> None:
+    """S20: scanned within 15 s, pruned within a file, `.skip` and dotfiles left alone, underscores refused."""
+    folder = f"{DATA}/server/manifests"
+
+    def maps(*names: str) -> str:
+        return "".join(f"---\napiVersion: v1\nkind: ConfigMap\nmetadata: {{name: {name}}}\ndata: {{a: from-file}}\n" for name in names)
+
+    k3s.put(f"{folder}/skipped.yaml.skip", "")
+    for file, name in (("skipped.yaml", "skipped"), (".hidden.yaml", "hidden"), ("bad_name.yaml", "bad"), ("note.txt", "note")):
+        k3s.put(f"{folder}/{file}", maps(name))
+    k3s.put(f"{folder}/sub/extra.v1.yaml", maps("keep", "drop"))
+    wait(25, "the file is applied", lambda: k3s.get("cm", "drop"))
+    addon = k3s.get("addon", "extra", "kube-system")
+    assert addon is not None
+    assert addon["spec"]["source"] == f"{folder}/sub/extra.v1.yaml"
+    events = k3s.ssh("k3s kubectl get events -n kube-system --field-selector involvedObject.name=extra -o jsonpath='{.items[*].reason}'")
+    assert {"ApplyingManifest", "AppliedManifest"} <= set(events.split())
+    for name in ("skipped", "hidden", "bad", "note"):
+        assert k3s.get("cm", name) is None, name
+    assert "bad_name.yaml" in k3s.journal()
+    k3s.ssh(f"rm {folder}/bad_name.yaml {folder}/.hidden.yaml {folder}/note.txt")
+    k3s.put(f"{folder}/sub/extra.v1.yaml", maps("keep"))
+    k3s.put(f"{folder}/stays.yaml", maps("stays"))
+    wait(25, "what left the file is pruned", lambda: k3s.get("cm", "drop") is None)
+    wait(25, "the other file is applied", lambda: k3s.get("cm", "stays"))
+    assert k3s.get("cm", "keep")
+    # for the tests after a restart
+    k3s.ssh(f"rm {folder}/stays.yaml; k3s kubectl patch cm keep -p '{{\"data\":{{\"a\":\"edited\"}}}}'")
+
+
+def archive(k3s: Server, name: str, padding: int = 0) -> bytes:
+    """A docker-archive with the busybox image under another name; `padding` bytes make it longer."""
+    source = k3s.binary("v1.36.3+k3s1").parent / "k3s-airgap-images-amd64.tar"
+    out = io.BytesIO()
+    with tarfile.open(source) as old, tarfile.open(fileobj=out, mode="w") as new:
+        manifest = old.extractfile("manifest.json")
+        assert manifest is not None
+        image = next(item for item in json.load(manifest) if "busybox" in item["RepoTags"][0])
+        blobs = {path: old.extractfile(path) for path in (image["Config"], *image["Layers"])}
+        files = {path: blob.read() for path, blob in blobs.items() if blob is not None}
+        files["manifest.json"] = json.dumps([{**image, "RepoTags": [name]}]).encode()
+        if padding:
+            files["padding"] = bytes(padding)
+        for path, content in files.items():
+            info = tarfile.TarInfo(path)
+            info.size = len(content)
+            new.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def test_s21_images_are_imported_while_running(k3s: Server, tmp_path: Path) -> None:
+    """S21: a new archive (.tar, .tar.gz, .tar.zst) is imported and pinned; a changed one only if size AND time differ."""
+    folder = f"{DATA}/agent/images"
+    plain = tmp_path / "plain"
+    for suffix in (".tar", ".tar.gz", ".tar.zst"):
+        name = f"bed.test/dropped{suffix.replace('.', '-')}:1"
+        content = archive(k3s, name)
+        if suffix == ".tar.gz":
+            content = gzip.compress(content, 1)
+        if suffix == ".tar.zst":
+            content = subprocess.run(["zstd", "-q", "-1"], input=content, capture_output=True, check=True).stdout
+        plain.write_bytes(content)
+        k3s.copy(plain, f"{folder}/dropped{suffix}")
+    wait(20, "all three are imported", lambda: len(re.findall(r"^bed\.test/dropped-\S+:1 ", k3s.images(), re.M)) == 3)
+    line = next(line for line in k3s.images().splitlines() if line.startswith("bed.test/dropped-tar:1"))
+    assert "io.cattle.k3s.pinned=pinned" in line
+    assert "io.cri-containerd.pinned=pinned" in line
+    plain.write_bytes(archive(k3s, "bed.test/dropped-tar:2"))
+    k3s.copy(plain, f"{folder}/dropped.tar")  # same name and size, newer
+    time.sleep(8)
+    assert "bed.test/dropped-tar:2" not in k3s.images()
+    plain.write_bytes(archive(k3s, "bed.test/dropped-tar:3", padding=20480))
+    k3s.copy(plain, f"{folder}/dropped.tar")
+    wait(20, "a longer, newer archive is imported", lambda: "bed.test/dropped-tar:3" in k3s.images())
+    k3s.ssh(f"rm {folder}/dropped.tar.gz && touch {folder}/.cache.json")
+    time.sleep(5)
+    assert "bed.test/dropped-tar-gz:1" in k3s.images()  # removing the file removes no image
+
+
+def test_s18_stop_and_start_keep_the_pods(k3s: Server) -> None:
+    """S18 S20: after a stop only shims and pods run; the next start adopts them; edited objects are reset."""
+    pki = k3s.ssh(f"cd {DATA}/server/tls && sha256sum *.crt *.key etcd/*")
+    containers, running = k3s.containers(), k3s.running()
+    assert containers
+    assert len(running) >= len(containers)
+    k3s.start("stop")
+    assert k3s.ssh(f"pgrep -af '{PARTS}'", check=False) == ""
+    shims = k3s.ssh("ps -eo args | grep '[c]ontainerd-shim'").splitlines()
+    assert shims
+    for shim in shims:
+        assert re.match(rf"{DATA}/data/[^/]+/bin/containerd-shim-runc-v2 ", shim)
+    k3s.start("start")
+    k3s.wait_ready()
+    assert k3s.containers() == containers
+    assert k3s.running() == running
+    assert k3s.ssh(f"cd {DATA}/server/tls && sha256sum *.crt *.key etcd/*") == pki  # S5: kept
+    wait(30, "the forced first pass resets the edit", lambda: k3s.ssh("k3s kubectl get cm keep -o jsonpath={.data.a}") == "from-file")
+    assert k3s.get("cm", "stays")  # its file was removed: nothing happens
+    assert f"Imported images from {DATA}/agent/images" in k3s.journal()
+
+
+def test_s18_a_killed_server_comes_back(k3s: Server) -> None:
+    """S18: kill -9 takes every part with it, the pods stay, systemd starts it again."""
+    containers, running = k3s.containers(), k3s.running()
+    k3s.ssh("kill -9 $(systemctl show -P MainPID k3s)")
+    time.sleep(1)
+    assert k3s.ssh(f"pgrep -af '{PARTS}'", check=False) == ""
+    wait(60, "the unit is active again", lambda: k3s.ssh("systemctl is-active k3s", check=False).strip() == "active")
+    k3s.wait_ready()
+    assert k3s.containers() == containers
+    assert k3s.running() == running
+
+
+def test_s18_a_dead_part_restarts_the_unit(k3s: Server) -> None:
+    """S18: where k3s is one process the stand-in has eight; when one dies the unit fails and starts again."""
+    if not k3s.is_standin:
+        pytest.skip("the real k3s has no part that could die alone")
+    restarts = int(k3s.ssh("systemctl show -P NRestarts k3s"))
+    k3s.ssh("kill $(pgrep -f '/bin/kine ')")
+    wait(60, "the unit was restarted", lambda: int(k3s.ssh("systemctl show -P NRestarts k3s")) > restarts
+         and k3s.ssh("systemctl is-active k3s", check=False).strip() == "active")
+    assert "kine exited" in k3s.ssh("journalctl -u k3s -o cat --no-pager | grep fatal | tail -1")
+    k3s.wait_ready()
+
+
+def test_s7_another_token_on_existing_data_is_refused(k3s: Server) -> None:
+    """S7: the datastore belongs to its token."""
+    k3s.start("stop")
+    k3s.put("/root/token", "another\n")
+    said = k3s.ssh("timeout 30 k3s server --token-file /root/token 2>&1; echo exit $?; rm /root/token", check=False)
+    assert "bootstrap data already found and encrypted with different token" in said
+    assert "exit 1" in said
+
+
+def test_s24_s6_other_configuration(k3s: Server) -> None:
+    """S24: flannel-backend none writes no CNI and the node is not Ready; disable-kube-proxy: none runs.
+
+    S6: write-kubeconfig makes the usual path a link; an unquoted 0644 is the octal number 0420 (contract §0.8).
+    S20: a disabled file goes with its objects. S21: with .cache.json nothing is imported twice.
+    """
+    k3s.put(f"{CONFIG}.d/20-bare.yaml", "flannel-backend: none\ndisable-kube-proxy: true\nwrite-kubeconfig: /root/admin.yaml\n"
+            "write-kubeconfig-mode: 0644\ndisable+: [extra.v1]\n")
+    k3s.ssh(f"rm -r {DATA}/agent/etc/cni/net.d; rm -f /root/admin.yaml")
+    k3s.start("start")
+    assert "kube-proxy" not in k3s.ssh(f"pgrep -af '{PARTS}' | grep -v kube-proxy-arg")
+    assert k3s.ssh("stat -c %a /root/admin.yaml").strip() == "420"
+    assert k3s.ssh("readlink /etc/rancher/k3s/k3s.yaml").strip() == "/root/admin.yaml"
+    wait(60, "the node is not Ready", lambda: "NotReady" in k3s.ssh("k3s kubectl get node h1"))
+    wait(30, "the disabled file's object is gone", lambda: k3s.get("cm", "keep") is None)
+    assert k3s.ssh(f"ls {DATA}/server/manifests/sub").strip() == ""
+    assert k3s.ssh(f"find {DATA}/agent/etc/cni /etc/cni -type f 2>/dev/null", check=False).strip() == ""
+    assert f"Imported images from {DATA}/agent/images" not in k3s.journal()
+
+
+def test_s1_upgrade_and_way_back(k3s: Server) -> None:
+    """S1 S18: the other build takes over: new version everywhere, same containers, `previous` kept, Ready again.
+
+    S6: an unquoted 0600 is no octal number: logged, and the file keeps its default mode.
+    """
+    containers = k3s.containers()
+    k3s.put(f"{CONFIG}.d/20-bare.yaml", "write-kubeconfig-mode: 0600\n")
+    k3s.copy(k3s.binary("v1.36.3+k3s2"), "/usr/local/bin/k3s")
+    k3s.ssh("rm -f /etc/rancher/k3s/k3s.yaml /root/admin.yaml")
+    k3s.start()
+    k3s.wait_ready()
+    assert k3s.ssh("stat -c %a /etc/rancher/k3s/k3s.yaml").strip() == "600"
+    assert "to mode 384" in k3s.journal()
+    node = k3s.get("node", "h1")
+    assert node is not None
+    assert node["status"]["nodeInfo"]["kubeletVersion"] == "v1.36.3+k3s2"
+    assert k3s.ssh(f"readlink {DATA}/data/current") != k3s.ssh(f"readlink {DATA}/data/previous")
+    assert set(k3s.containers()) >= set(containers)
+    assert "line 4" in k3s.ssh("k3s kubectl exec deploy/web -- wget -qO- http://web")
+
+
+def test_s13_power_lost_while_writing(k3s: Server) -> None:
+    """S13: SQLite through kine; what was acknowledged before the plug was pulled is there afterwards."""
+    assert k3s.ssh(f"head -c 15 {DATA}/server/db/state.db") == "SQLite format 3"
+    assert k3s.ssh(f"ls {DATA}/server/db/etcd/member/wal 2>&1", check=False).startswith("ls: cannot access")
+    writer = subprocess.Popen(["ssh", "-F", str(k3s.state / "ssh_config"), "h1",
+                               "i=0; while k3s kubectl create cm written-$i >/dev/null; do echo $i; i=$((i+1)); done"],
+                              stdout=subprocess.PIPE, text=True)
+    time.sleep(4)
+    k3s.call("power-off", "h1")
+    said, _ = writer.communicate(timeout=30)
+    acknowledged = [int(line) for line in said.split()]
+    assert len(acknowledged) > 3
+    k3s.call("power-on", "h1")
+    wait(90, "k3s is active", lambda: k3s.ssh("systemctl is-active k3s", check=False).strip() == "active")
+    k3s.wait_ready()
+    there = k3s.ssh("k3s kubectl get cm -o name").split()
+    assert [i for i in acknowledged if f"configmap/written-{i}" not in there] == []
+    k3s.ssh("k3s kubectl rollout status deploy/web --timeout=90s", timeout_s=100)
+    assert k3s.ssh("k3s kubectl exec deploy/web -- cat /data/file").strip() == "kept"
+
+
+# What the killall and uninstall scripts of k3s do (contract §1), and the lines marked ● in the stand-in's README.
+REMOVE = r"""
+set -u
+D=/var/lib/rancher/k3s
+PATH=$PATH:$D/data/current/bin/aux
+systemctl disable -q --now k3s
+tree() { for p in "$@"; do echo "$p"; tree $(cat /proc/"$p"/task/*/children 2>/dev/null); done; }
+kill -9 $(tree $(pgrep -f "^$D/data/[^/]*/bin/containerd-shim"))
+sleep 1
+for base in /run/k3s /var/lib/kubelet/pods /var/lib/kubelet/plugins /run/netns/cni-; do
+  awk -v b=$base 'index($2,b)==1{print $2}' /proc/self/mounts | sort -r | while read -r m; do umount -f "$m"; rm -rf "$m"; done
+done
+ip -o link show master cni0 | awk -F': ' '{sub(/@.*/,"",$2); print $2}' | xargs -r -n1 ip link delete
+ip link delete cni0
+for tool in iptables ip6tables; do $tool-save | grep -vi -e KUBE- -e CNI- -e flannel | $tool-restore; done
+for family in ip ip6; do
+  for table in kube-proxy filter nat mangle; do nft delete table $family $table 2>/dev/null; done
+done
+rm -rf /etc/rancher /var/lib/cni /run/k3s /run/containerd "$D" /var/log/pods /var/log/containers /root/admin.yaml
+rm -rf /var/lib/kubelet/*
+rm -f /usr/local/bin/k3s /usr/local/bin/kubectl /usr/local/bin/ctr /etc/systemd/system/k3s.service
+systemctl daemon-reload
+for group in /sys/fs/cgroup/*/k8s.io; do find "$group" -depth -type d -exec rmdir {} \; ; done
+"""
+
+
+def test_s28_nothing_is_left_elsewhere(k3s: Server, before: dict[str, Any]) -> None:
+    """S28: after the duties of killall and uninstall, plus the listed extras, the host is as it was."""
+    k3s.ssh(REMOVE, timeout_s=120)
+    after = k3s.observe("files")
+    assert differences(before, after) == []
+    for command in ("ls -d /sys/fs/cgroup/*/k8s.io /sys/fs/cgroup/*/kubepods /run/netns/cni-* /run/k3s /run/containerd 2>/dev/null",
+                    "pgrep -af 'containerd|kube|kine'", "mount | grep -E 'k3s|kubelet|cni'"):
+        assert k3s.ssh(command, check=False).strip() == "", command
