@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-
 from ansible_collections.homelab.hearth.plugins.module_utils import _egress, _source_tree
 
 try:
     import jsonschema
 except ImportError:
-    jsonschema = None
+    jsonschema = None  # type: ignore[assignment]
 
 
 def content_hash(paths: str | Sequence[str], extra: Sequence[str] = (), length: int = 16) -> str:

@@ -151,9 +151,7 @@ def _connect(target: str, context: ssl.SSLContext | None, timeout_s: float) -> h
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise AskError(f"{target} is not an http or https address")
     if parts.scheme == "https":
-        return http.client.HTTPSConnection(
-            parts.hostname, parts.port, timeout=timeout_s, context=context or ssl.create_default_context()
-        )
+        return http.client.HTTPSConnection(parts.hostname, parts.port, timeout=timeout_s, context=context or ssl.create_default_context())
     return http.client.HTTPConnection(parts.hostname, parts.port, timeout=timeout_s)
 
 
@@ -254,7 +252,8 @@ def events(pieces: Iterator[bytes]) -> Iterator[tuple[str, str]]:
     Lines end in LF, CRLF or CR; several `data:` lines join with a newline; comment lines are dropped.
     """
     buffer = b""
-    name, data = "message", []
+    name = "message"
+    data: list[str] = []
 
     def lines(final: bool) -> Iterator[str]:
         nonlocal buffer
@@ -341,9 +340,7 @@ def ask(target: Target, token: str, question: str, model: str, min_arrivals: int
         connection.close()
 
 
-def _read_answer(
-    response: http.client.HTTPResponse, started: float, model: str, min_arrivals: int, timeout_s: float
-) -> Answer:
+def _read_answer(response: http.client.HTTPResponse, started: float, model: str, min_arrivals: int, timeout_s: float) -> Answer:
     arrived = 0  # pieces read so far
     words: list[str] = []
     carriers: set[int] = set()  # pieces that carried words

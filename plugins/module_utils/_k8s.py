@@ -27,7 +27,7 @@ try:
     from urllib3.exceptions import HTTPError
 except ImportError:
     # AnsibleK8SModule reports what is missing before any of these is needed.
-    yaml = None
+    yaml = None  # type: ignore[assignment]
 
     class ApiException(Exception):  # type: ignore[no-redef]
         pass
@@ -152,16 +152,14 @@ class Cluster:
         """One object, or None when it (or its namespace) does not exist."""
         resource = self._resource(api_version, kind)
         try:
-            found = self._call(
-                f"read {self._title(kind, namespace, name)}", resource.get, name=name, namespace=namespace, serialize=False
-            )
+            found = self._call(f"read {self._title(kind, namespace, name)}", resource.get, name=name, namespace=namespace, serialize=False)
         except ClusterError as error:
             if error.status == 404:
                 return None
             raise
         return dict(json.loads(found.data))
 
-    def list(self, api_version: str, kind: str, selector: str, namespace: str | None = None) -> list[Object]:
+    def find(self, api_version: str, kind: str, selector: str, namespace: str | None = None) -> list[Object]:
         """All objects of a kind with the labels; none when the cluster does not know the kind."""
         try:
             resource = self._resource(api_version, kind)

@@ -145,8 +145,8 @@ class PodProblem:
 
     text: str
     container: str | None
-    # The container ran and ended: its log tells more, and that of the run before if it is running again.
-    crashed: bool
+    # The container ended and runs again: what went wrong stands in the log of the run before.
+    restarted: bool
     hopeless: bool
 
 
@@ -164,7 +164,8 @@ def pod_problem(pod: Mapping[str, Any]) -> PodProblem | None:
         if crashed and not container.get("ready"):
             why = f"container {name} ended with status {ended.get('exitCode')}"
             why += f" ({ended['reason']})" if ended.get("reason") not in (None, "Error") else ""
-            return PodProblem(f"{why}, {restarts} restart(s)", name, True, restarts >= _CRASHES_BEFORE_GIVING_UP)
+            restarted = bool(state.get("running"))
+            return PodProblem(f"{why}, {restarts} restart(s)", name, restarted, restarts >= _CRASHES_BEFORE_GIVING_UP)
         if reason and reason not in ("ContainerCreating", "PodInitializing"):
             message = f": {waiting['message']}" if waiting.get("message") else ""
             return PodProblem(f"container {name}: {reason}{message}", name, False, reason in _HOPELESS)

@@ -284,4 +284,3 @@ def wait_ready(supervisor: Supervisor, name: str, url: str, log: Path, log_start
         if info["statename"] == "RUNNING" and _ready(url):
             return info
     raise ProcessError(f"the {name} runs but was not ready after {timeout_s:g} s; {tail(log, log_start)}")
-

@@ -129,9 +129,8 @@ class WhitelistError(Exception):
 
 def changed_text(state: str, text: str, emails: list[str]) -> str:
     """The list after the change."""
-    if state == "present":
-        return with_present(text, emails)
-    return with_absent(text, emails) if state == "absent" else text
+    change = {"present": with_present, "absent": with_absent}.get(state)
+    return text if change is None else str(change(text, emails))
 
 
 def outcome(params: dict[str, Any], before: str, after: str) -> dict[str, Any]:

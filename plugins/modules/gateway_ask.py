@@ -145,7 +145,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
-
 from ansible_collections.homelab.hearth.plugins.module_utils._ask import (
     ApiServer,
     AskError,
@@ -159,7 +158,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._ask import (
 try:
     import yaml
 except ImportError:
-    yaml = None
+    yaml = None  # type: ignore[assignment]
 
 
 def _load_yaml(text: str) -> Any:

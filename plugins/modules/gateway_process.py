@@ -93,7 +93,6 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.homelab.hearth.plugins.module_utils._supervised import (
     DOWN,
     ProcessError,

@@ -190,7 +190,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
 try:
     import yaml
 except ImportError:
-    yaml = None
+    yaml = None  # type: ignore[assignment]
 
 GENERATED_BYTES = 32
 LOG_LINES = 15
@@ -247,9 +247,7 @@ def _encode(value: Any) -> str:
     return base64.b64encode(str(value).encode()).decode()
 
 
-def secret_definition(
-    wanted: dict[str, Any], labels: dict[str, str], existing: Object | None
-) -> tuple[Object, list[str]]:
+def secret_definition(wanted: dict[str, Any], labels: dict[str, str], existing: Object | None) -> tuple[Object, list[str]]:
     """The Secret to apply, and the values that were made or kept for it (for the module's list of things never to print)."""
     kept = (existing or {}).get("data") or {}
     data = {key: _encode(value) for key, value in wanted["data"].items()}
@@ -312,7 +310,7 @@ class Run:
         selector = ",".join(f"{key}={value}" for key, value in sorted(self.labels.items()))
         for kind in self.params["prune_kinds"]:
             api_version, _, kind_name = kind.rpartition("/")
-            for found in self.cluster.list(api_version, kind_name, selector):
+            for found in self.cluster.find(api_version, kind_name, selector):
                 meta = found["metadata"]
                 # What has an owner goes with it (a Job of a CronJob); what is going already needs no second push.
                 if meta.get("ownerReferences") or meta.get("deletionTimestamp"):
@@ -329,7 +327,7 @@ class Run:
         if workload["kind"] == "Job":
             labels = {"batch.kubernetes.io/job-name": workload["metadata"]["name"]}
         selector = ",".join(f"{key}={value}" for key, value in labels.items())
-        pods = self.cluster.list("v1", "Pod", selector, workload["metadata"]["namespace"])
+        pods = self.cluster.find("v1", "Pod", selector, workload["metadata"]["namespace"])
         living = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
         return max(living, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
@@ -344,12 +342,8 @@ class Run:
             return text, False
         text += f"; pod {pod['metadata']['name']}: {problem.text}"
         if problem.container:
-            running = any(
-                (c.get("state") or {}).get("running") for c in pod["status"].get("containerStatuses") or [] if c["name"] == problem.container
-            )
-            lines = self.cluster.logs(
-                pod["metadata"]["namespace"], pod["metadata"]["name"], problem.container, problem.crashed and running, LOG_LINES
-            )
+            meta = pod["metadata"]
+            lines = self.cluster.logs(meta["namespace"], meta["name"], problem.container, problem.restarted, LOG_LINES)
             if lines:
                 text += "; its last log lines:\n" + "\n".join(f"  {line}" for line in lines)
         return text, problem.hopeless

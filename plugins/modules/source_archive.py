@@ -54,7 +54,6 @@ import io
 from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-
 from ansible_collections.homelab.hearth.plugins.module_utils._source_tree import write_tar
 
 
