@@ -79,15 +79,21 @@ def image(packages: Iterable[str]) -> Image:
     """
     wanted = sorted({*debian.HOST_PACKAGES.split(","), *KERNEL_PACKAGES, *TARGET_PACKAGES, *packages})
     inputs: list[str | bytes | Path] = [
-        *debian.apt_sources(), *debian.SLIM, *wanted, debian.machine_bundle(), Path(debian.__file__), Path(__file__),
-    ]  # fmt: skip
-    found = cache.find("vm", inputs)
-    if found is None:
+        *debian.apt_sources(),
+        *debian.SLIM,
+        *wanted,
+        debian.machine_bundle(),
+        *cache.texts(debian.trust_machine),
+        Path(__file__),
+    ]
+
+    def build(folder: Path) -> None:
         need_root()
         need_tools(TOOLS)
-        with cache.building():
-            found = cache.entry("vm", inputs, lambda folder: _build(wanted, folder))
-    return Image(found)
+        _build(wanted, folder)
+
+    with cache.building():
+        return Image(cache.entry("vm", inputs, build))
 
 
 def _build(packages: list[str], folder: Path) -> None:
