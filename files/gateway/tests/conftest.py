@@ -1,6 +1,7 @@
-"""Puts the package's source on the path: the tests run what is in the tree, installed or not."""
+"""Puts the package's source and the shared fakes on the path: what is in the tree is tested, installed or not."""
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent / "src"), str(HERE)]

@@ -204,8 +204,7 @@ def test_t37_error_events_are_told_apart(vendor: str, kind: Kind) -> None:
 def test_t38_an_error_after_content_is_an_error_object() -> None:
     error = GatewayError(Kind.UPSTREAM_INTERRUPTED, "It broke.")
     assert encode_error(error) == (
-        b'data: {"error":{"message":"It broke.","type":"server_error","param":null,'
-        b'"code":"upstream_interrupted"}}\n\n'
+        b'data: {"error":{"message":"It broke.","type":"server_error","param":null,"code":"upstream_interrupted"}}\n\n'
     )
 
 
@@ -288,9 +287,7 @@ def test_t46_a_document_instead_of_a_stream() -> None:
         (302, None, None, Kind.UPSTREAM_PROTOCOL, 502, None),
     ],
 )
-def test_error_statuses(
-    status: int, vendor: str | None, retry_after: str | None, kind: Kind, ours: int, seconds: int | None
-) -> None:
+def test_error_statuses(status: int, vendor: str | None, retry_after: str | None, kind: Kind, ours: int, seconds: int | None) -> None:
     body = json.dumps({"type": "error", "error": {"type": vendor, "message": "words"}}).encode()
     error = error_from_status(status, body if vendor else b"<html>words</html>", retry_after)
     assert (error.kind, error.kind.spec.status, error.retry_after_s) == (kind, ours, seconds)

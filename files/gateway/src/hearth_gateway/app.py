@@ -106,10 +106,7 @@ def create_app(
     timeouts = config.timeouts
     service = ChatService(
         {
-            alias: [
-                Target(providers[target.provider], target.model, config.max_output_tokens(target) or 1)
-                for target in targets
-            ]
+            alias: [Target(providers[target.provider], target.model, config.max_output_tokens(target) or 1) for target in targets]
             for alias, targets in config.models.items()
         },
         Limits(
@@ -164,9 +161,7 @@ def _add_error_handlers(app: Flask, log: Log) -> None:
 
     @app.errorhandler(HTTPException)
     def http_error(error: HTTPException) -> Response:
-        kind, message = _HTTP_KINDS.get(
-            error.code or 500, (Kind.INVALID_REQUEST, "The request is not valid HTTP for this address.")
-        )
+        kind, message = _HTTP_KINDS.get(error.code or 500, (Kind.INVALID_REQUEST, "The request is not valid HTTP for this address."))
         headers = dict(error.get_headers()) if error.code == 405 else {}
         allow = {"Allow": headers["Allow"]} if "Allow" in headers else {}
         return gateway_error(GatewayError(kind, message, headers=allow))

@@ -37,9 +37,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="hearth-gateway", description="One private door to the model providers."
-    )
+    parser = argparse.ArgumentParser(prog="hearth-gateway", description="One private door to the model providers.")
     parser.add_argument("--version", action="version", version=f"hearth-gateway {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -49,9 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     check = commands.add_parser("check-config", help="check a configuration file, print every problem")
     check.add_argument("file", type=Path, metavar="FILE")
-    check.add_argument(
-        "--files", action="store_true", help="also look at the key, token and certificate files it names"
-    )
+    check.add_argument("--files", action="store_true", help="also look at the key, token and certificate files it names")
     check.set_defaults(run=_check_config)
 
     demo = commands.add_parser("demo", help="run with the built-in demo provider: no key, nothing kept")
@@ -59,9 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--metrics-bind", default="127.0.0.1:9090", metavar="HOST:PORT")
     demo.set_defaults(run=_demo)
 
-    contract = commands.add_parser(
-        "write-contract", help="write the files other parts read: configuration schema, metrics, API"
-    )
+    contract = commands.add_parser("write-contract", help="write the files other parts read: configuration schema, metrics, API")
     contract.add_argument("directory", type=Path, metavar="DIR")
     contract.set_defaults(run=_write_contract)
     return parser
@@ -140,8 +134,7 @@ def _demo(arguments: argparse.Namespace) -> int:
         )
         return _run(
             config,
-            f"Open http://{{address}}/#token={token}\n"
-            "The answers are fixed sentences. Nothing is kept: Ctrl-C ends it all.",
+            f"Open http://{{address}}/#token={token}\nThe answers are fixed sentences. Nothing is kept: Ctrl-C ends it all.",
         )
 
 

@@ -46,18 +46,10 @@ class ServerConfig(_Section):
     """Where the service listens, and its limits."""
 
     bind: str = Field(default="127.0.0.1:8080", description="host:port of the API and the chat page.")
-    metrics_bind: str = Field(
-        default="127.0.0.1:9090", description="host:port of /metrics; keep users away from it."
-    )
-    max_open_requests: int = Field(
-        default=256, ge=1, le=4096, description="Answers that may be written at a time."
-    )
-    max_body_bytes: int = Field(
-        default=33_554_432, ge=1024, le=268_435_456, description="Largest request body; vendors allow 32 MiB."
-    )
-    drain_s: Seconds = Field(
-        default=120, description="How long SIGTERM waits for open answers before it cuts them."
-    )
+    metrics_bind: str = Field(default="127.0.0.1:9090", description="host:port of /metrics; keep users away from it.")
+    max_open_requests: int = Field(default=256, ge=1, le=4096, description="Answers that may be written at a time.")
+    max_body_bytes: int = Field(default=33_554_432, ge=1024, le=268_435_456, description="Largest request body; vendors allow 32 MiB.")
+    drain_s: Seconds = Field(default=120, description="How long SIGTERM waits for open answers before it cuts them.")
     heartbeat_s: Seconds = Field(
         default=0.5,
         le=15,
@@ -85,9 +77,7 @@ class AnthropicProviderConfig(_Section):
     kind: Literal["anthropic"]
     base_url: str = Field(default="https://api.anthropic.com", description="Address without /v1.")
     api_key_file: str = Field(description="File that holds the API key and nothing else.")
-    ca_file: str | None = Field(
-        default=None, description="PEM file with certificate authorities to trust beside the machine's own."
-    )
+    ca_file: str | None = Field(default=None, description="PEM file with certificate authorities to trust beside the machine's own.")
 
 
 class DemoProviderConfig(_Section):
@@ -114,9 +104,7 @@ class TimeoutsConfig(_Section):
     """Seconds."""
 
     connect_s: Seconds = Field(default=5, description="Name look-up, TCP and TLS together.")
-    first_token_s: Seconds = Field(
-        default=30, description="From the start of an attempt to its first content."
-    )
+    first_token_s: Seconds = Field(default=30, description="From the start of an attempt to its first content.")
     idle_s: Seconds = Field(default=60, description="Silence in an answer that has begun.")
     total_s: Seconds = Field(default=600, description="The whole answer, all attempts together.")
 
@@ -125,9 +113,7 @@ class Config(_Section):
     """Configuration of hearth-gateway."""
 
     server: ServerConfig = ServerConfig()
-    database_url: str = Field(
-        default="sqlite:////var/lib/hearth/hearth.db", description="sqlite:/// and the path of the file."
-    )
+    database_url: str = Field(default="sqlite:////var/lib/hearth/hearth.db", description="sqlite:/// and the path of the file.")
     tokens: TokensConfig
     providers: list[ProviderConfig] = Field(min_length=1)
     models: dict[str, Annotated[list[TargetConfig], Field(min_length=1)]] = Field(
@@ -201,9 +187,7 @@ def check_files(config: Config) -> list[Problem]:
     """Look at the secret and certificate files a configuration names."""
     problems = []
     if not Path(config.tokens.dir).is_dir():
-        problems.append(
-            Problem("tokens.dir", f"{config.tokens.dir} is not a directory; make it, with one file a token")
-        )
+        problems.append(Problem("tokens.dir", f"{config.tokens.dir} is not a directory; make it, with one file a token"))
     for index, provider in enumerate(config.providers):
         if not isinstance(provider, AnthropicProviderConfig):
             continue
@@ -216,11 +200,7 @@ def check_files(config: Config) -> list[Problem]:
             try:
                 ssl.create_default_context(cafile=provider.ca_file)
             except (OSError, ssl.SSLError):
-                problems.append(
-                    Problem(
-                        f"{where}.ca_file", f"{provider.ca_file} is not a readable PEM file of certificates"
-                    )
-                )
+                problems.append(Problem(f"{where}.ca_file", f"{provider.ca_file} is not a readable PEM file of certificates"))
     return problems
 
 
@@ -257,9 +237,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             yield from _url_checks(f"providers[{index}].base_url", provider.base_url)
     for alias, targets in config.models.items():
         if not re.match(_NAME, alias):
-            yield Problem(
-                f"models.{alias}", "a model name has lower-case letters, digits, `.`, `_` and `-` only"
-            )
+            yield Problem(f"models.{alias}", "a model name has lower-case letters, digits, `.`, `_` and `-` only")
         for index, target in enumerate(targets):
             where = f"models.{alias}[{index}]"
             if target.provider not in names:
@@ -409,9 +387,7 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int):
                 if key in seen:
-                    raise yaml.MarkedYAMLError(
-                        problem=f"the key {key!r} is there twice", problem_mark=key_node.start_mark
-                    )
+                    raise yaml.MarkedYAMLError(problem=f"the key {key!r} is there twice", problem_mark=key_node.start_mark)
                 seen.add(key)
         return super().construct_mapping(node, deep)
 

@@ -23,9 +23,7 @@ def contract_files() -> dict[str, str]:
     metrics = {"metrics": [_metric(item) for item in (*DEFINITIONS, *PROCESS_DEFINITIONS)]}
     return {
         "gateway-config.schema.json": json.dumps(json_schema(), indent=2, sort_keys=True) + "\n",
-        "metrics.yml": _NOTE
-        + "---\n"
-        + yaml.dump(metrics, Dumper=_Indented, sort_keys=False, width=100, allow_unicode=True),
+        "metrics.yml": _NOTE + "---\n" + yaml.dump(metrics, Dumper=_Indented, sort_keys=False, width=100, allow_unicode=True),
         "openapi.yml": openapi_text(),
     }
 

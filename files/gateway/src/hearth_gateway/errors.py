@@ -86,9 +86,7 @@ _SPECS: dict[Kind, KindSpec] = {
     Kind.UPSTREAM_MODEL_UNAVAILABLE: KindSpec(Owner.PROVIDER, 502, "server_error", "model_unavailable", True),
     Kind.UPSTREAM_UNREACHABLE: KindSpec(Owner.PROVIDER, 504, "server_error", "upstream_unreachable", True),
     Kind.UPSTREAM_TIMEOUT: KindSpec(Owner.PROVIDER, 504, "server_error", "upstream_timeout", True),
-    Kind.UPSTREAM_RATE_LIMITED: KindSpec(
-        Owner.PROVIDER, 429, "rate_limit_error", "rate_limit_exceeded", True
-    ),
+    Kind.UPSTREAM_RATE_LIMITED: KindSpec(Owner.PROVIDER, 429, "rate_limit_error", "rate_limit_exceeded", True),
     Kind.UPSTREAM_ERROR: KindSpec(Owner.PROVIDER, 502, "server_error", "upstream_error", True),
     Kind.UPSTREAM_OVERLOADED: KindSpec(Owner.PROVIDER, 503, "server_error", "upstream_overloaded", True),
     Kind.UPSTREAM_PROTOCOL: KindSpec(Owner.PROVIDER, 502, "server_error", "upstream_protocol", True),

@@ -91,9 +91,7 @@ def serve(
     metrics_server = _start_metrics(metrics_socket, gateway.metrics)
     shutdown = _native.WorkerSignal()
     _start_worker(gateway, config, api_socket, shutdown)
-    log.event(
-        "started", version=__version__, bind=address_of(api_socket), metrics_bind=address_of(metrics_socket)
-    )
+    log.event("started", version=__version__, bind=address_of(api_socket), metrics_bind=address_of(metrics_socket))
     on_start()
     stop.wait()
 
@@ -138,9 +136,7 @@ class _Response:
         self.status = 500
         self.headers: list[tuple[str, str]] = []
 
-    def __call__(
-        self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /
-    ) -> Callable[[bytes], object]:
+    def __call__(self, status: str, headers: list[tuple[str, str]], exc_info: Any = None, /) -> Callable[[bytes], object]:
         self.status = int(status[:3])
         self.headers = headers
         return _refuse_write

@@ -26,9 +26,7 @@ _STREAM_HEADERS = {
 }
 
 
-def create_blueprint(
-    service: ChatService, tokens: TokenStore, server: ServerConfig, started_at: int, log: Log
-) -> Blueprint:
+def create_blueprint(service: ChatService, tokens: TokenStore, server: ServerConfig, started_at: int, log: Log) -> Blueprint:
     """``started_at`` (Unix seconds) is what the model list reports as `created`."""
     blueprint = Blueprint("openai", __name__)
 
@@ -95,9 +93,7 @@ def _headers(exchange: Exchange, settled: bool) -> dict[str, str]:
 
 def _json_body() -> Any:
     if request.mimetype != "application/json":
-        raise GatewayError(
-            Kind.UNSUPPORTED_MEDIA_TYPE, "Send JSON, with the header `Content-Type: application/json`."
-        )
+        raise GatewayError(Kind.UNSUPPORTED_MEDIA_TYPE, "Send JSON, with the header `Content-Type: application/json`.")
     try:
         return orjson.loads(request.get_data(cache=False))
     except orjson.JSONDecodeError:
@@ -116,9 +112,7 @@ class _Stream:
         self._exchange = exchange
         self._log = log
         asked = exchange.request
-        self._encoder = ChunkEncoder(
-            f"chatcmpl-{exchange.id}", exchange.created, asked.alias, asked.include_usage
-        )
+        self._encoder = ChunkEncoder(f"chatcmpl-{exchange.id}", exchange.created, asked.alias, asked.include_usage)
         self._over = False
 
     def __iter__(self) -> Iterator[bytes]:

@@ -23,8 +23,6 @@ def create_blueprint(lifecycle: Lifecycle, ledger: Ledger) -> Blueprint:
             "shutdown": "draining" if lifecycle.draining else "ok",
         }
         ready = all(value == "ok" for value in checks.values())
-        return json_response(
-            {"status": "ready" if ready else "not-ready", "checks": checks}, 200 if ready else 503
-        )
+        return json_response({"status": "ready" if ready else "not-ready", "checks": checks}, 200 if ready else 503)
 
     return blueprint

@@ -44,9 +44,7 @@ Routes = Mapping[str, Sequence[Target]]
 class ChatService:
     """Starts conversations. One per process; safe to use from many threads."""
 
-    def __init__(
-        self, routes: Routes, limits: Limits, clock: Clock, meter: Meter, lifecycle: Lifecycle
-    ) -> None:
+    def __init__(self, routes: Routes, limits: Limits, clock: Clock, meter: Meter, lifecycle: Lifecycle) -> None:
         self.routes = routes
         self._limits = limits
         self._clock = clock
@@ -57,9 +55,7 @@ class ChatService:
         """Admit the request. Raises ``GatewayError``. The caller must ``close`` what it gets."""
         targets = self.routes.get(request.alias)
         if not targets:
-            raise GatewayError(
-                Kind.MODEL_NOT_FOUND, "There is no such model here; GET /v1/models lists them.", param="model"
-            )
+            raise GatewayError(Kind.MODEL_NOT_FOUND, "There is no such model here; GET /v1/models lists them.", param="model")
         self._meter.check()
         self._lifecycle.enter()
         return Exchange(request, caller, targets, self._limits, self._clock, self._meter, self._lifecycle)
@@ -206,9 +202,7 @@ class Exchange:
             for event in events:
                 watch.saw(event)
                 if self._lifecycle.cutting and not isinstance(event, End):
-                    raise GatewayError(
-                        Kind.SHUTTING_DOWN, "The gateway had to restart before the answer was complete."
-                    )
+                    raise GatewayError(Kind.SHUTTING_DOWN, "The gateway had to restart before the answer was complete.")
                 if isinstance(event, Usage):
                     usage = event
                 elif first_token_s is None and is_content(event):
@@ -221,9 +215,7 @@ class Exchange:
                 yield event
                 if isinstance(event, End):
                     return
-            raise GatewayError(
-                Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete."
-            )
+            raise GatewayError(Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete.")
         except GatewayError as error:
             outcome = error.kind.value
             raise self._presentable(error) from None

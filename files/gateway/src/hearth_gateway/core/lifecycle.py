@@ -35,9 +35,7 @@ class Lifecycle:
                     retry_after_s=2,
                 )
             if self._open >= self._max_open:
-                raise GatewayError(
-                    Kind.GATEWAY_BUSY, "Too many answers are being written right now.", retry_after_s=2
-                )
+                raise GatewayError(Kind.GATEWAY_BUSY, "Too many answers are being written right now.", retry_after_s=2)
             self._open += 1
 
     def leave(self) -> None:

@@ -47,9 +47,7 @@ class AnthropicProvider:
     def stream(self, call: Call) -> Iterator[Event]:
         built = build_messages_request(call.request, call.model, call.max_output_tokens)
         call.adjusted(built.adjusted)
-        pending = self._transport.post(
-            "/v1/messages", self._headers, orjson.dumps(built.body), call.connect_s
-        )
+        pending = self._transport.post("/v1/messages", self._headers, orjson.dumps(built.body), call.connect_s)
         response: Response | None = None
         try:
             while (response := pending.wait(call.patience_s())) is None:
@@ -87,9 +85,7 @@ def _read_stream(response: Response, reader: MessageReader, call: Call) -> Itera
                 if isinstance(event, End):
                     return
         if not chunk:
-            raise GatewayError(
-                Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete."
-            )
+            raise GatewayError(Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete.")
 
 
 def _finish_body(response: Response) -> None:

@@ -82,9 +82,7 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     """
     context = ssl.create_default_context()
     paths = ssl.get_default_verify_paths()
-    has_store = (paths.cafile and Path(paths.cafile).stat().st_size > 0) or (
-        paths.capath and any(Path(paths.capath).iterdir())
-    )
+    has_store = (paths.cafile and Path(paths.cafile).stat().st_size > 0) or (paths.capath and any(Path(paths.capath).iterdir()))
     if not has_store:
         context.load_verify_locations(cafile=certifi.where())
     if ca_file is not None:
@@ -331,9 +329,7 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
 class _Body:
     """The body of a response in any of HTTP/1.1's three framings, unpacked if it is gzipped."""
 
-    def __init__(
-        self, client: HttpClient, connection: _Connection, status: int, headers: dict[str, str]
-    ) -> None:
+    def __init__(self, client: HttpClient, connection: _Connection, status: int, headers: dict[str, str]) -> None:
         self.status = status
         self.headers = headers
         self._client = client
@@ -382,9 +378,7 @@ class _Body:
                     self._closed = True
                     self._connection.close()
                     return b""
-                raise GatewayError(
-                    Kind.UPSTREAM_INTERRUPTED, "The connection to the provider broke during the answer."
-                )
+                raise GatewayError(Kind.UPSTREAM_INTERRUPTED, "The connection to the provider broke during the answer.")
 
     def _take(self) -> bytes:
         """Body bytes that are already here; ``b""`` when more have to be received first."""

@@ -64,7 +64,7 @@ def _begin(connection: sa.Connection) -> None:
 MIGRATIONS: Sequence[Sequence[str]] = (
     (
         """CREATE TABLE ledger (
-            id INTEGER PRIMARY KEY,
+            id INTEGER PRIMARY KEY NOT NULL,
             request_id TEXT NOT NULL,
             leg INTEGER NOT NULL,
             started_at_ms INTEGER NOT NULL,

@@ -84,12 +84,8 @@ DEFINITIONS: tuple[Definition, ...] = (
 PROCESS_DEFINITIONS: tuple[Definition, ...] = (
     Definition("process_virtual_memory_bytes", "gauge", (), "Virtual memory size in bytes."),
     Definition("process_resident_memory_bytes", "gauge", (), "Resident memory size in bytes."),
-    Definition(
-        "process_start_time_seconds", "gauge", (), "Start time of the process since unix epoch in seconds."
-    ),
-    Definition(
-        "process_cpu_seconds_total", "counter", (), "Total user and system CPU time spent in seconds."
-    ),
+    Definition("process_start_time_seconds", "gauge", (), "Start time of the process since unix epoch in seconds."),
+    Definition("process_cpu_seconds_total", "counter", (), "Total user and system CPU time spent in seconds."),
     Definition("process_open_fds", "gauge", (), "Number of open file descriptors."),
     Definition("process_max_fds", "gauge", (), "Maximum number of open file descriptors."),
 )
@@ -111,15 +107,11 @@ class Metrics:
             elif item.type == "gauge":
                 self._gauges[item.name] = Gauge(item.name, item.help, item.labels, registry=self.registry)
             else:
-                self._histograms[item.name] = Histogram(
-                    item.name, item.help, item.labels, registry=self.registry, buckets=item.buckets
-                )
+                self._histograms[item.name] = Histogram(item.name, item.help, item.labels, registry=self.registry, buckets=item.buckets)
         self._gauges["hearth_build_info"].labels(__version__, platform.python_version()).set(1)
         # Looking up a child by its labels costs more than counting; label sets are few and closed.
         self._counter = lru_cache(maxsize=4096)(lambda name, *labels: self._counters[name].labels(*labels))
-        self._histogram = lru_cache(maxsize=1024)(
-            lambda name, *labels: self._histograms[name].labels(*labels)
-        )
+        self._histogram = lru_cache(maxsize=1024)(lambda name, *labels: self._histograms[name].labels(*labels))
 
     def measure(self, name: str, read: Callable[[], float]) -> None:
         """Let the gauge ``name`` call ``read`` at every scrape."""

@@ -138,9 +138,7 @@ def _check_tool_pairs(turns: list[Turn]) -> None:
         asked = [part.id for part in before.parts if isinstance(part, ToolUse)] if before else []
         for call_id in results:
             if call_id not in asked:
-                raise InvalidRequestError(
-                    f"The tool result `{_show(call_id)}` answers no call of the turn before it.", turn.param
-                )
+                raise InvalidRequestError(f"The tool result `{_show(call_id)}` answers no call of the turn before it.", turn.param)
         if len(set(results)) != len(results):
             raise InvalidRequestError("A tool call has two results.", turn.param)
 
@@ -204,9 +202,7 @@ def _block(part: Part, names: _ToolNames) -> dict[str, Any]:
         }
     block = {"type": "tool_result", "tool_use_id": _safe_id(part.id)}
     if part.parts:
-        block["content"] = [
-            _text(inner) if isinstance(inner, TextPart) else _image(inner) for inner in part.parts
-        ]
+        block["content"] = [_text(inner) if isinstance(inner, TextPart) else _image(inner) for inner in part.parts]
     return _cached(block, part.cache_control)
 
 
@@ -228,13 +224,8 @@ def _tools(request: ChatRequest, names: _ToolNames) -> dict[str, Any]:
         tools.append(_cached(built, tool.cache_control))
     if not tools:
         # The vendor refuses tool calls in the history of a request without tools.
-        used = dict.fromkeys(
-            part.name for turn in request.turns for part in turn.parts if isinstance(part, ToolUse)
-        )
-        tools = [
-            {"name": names[name], "description": "No longer available.", "input_schema": {"type": "object"}}
-            for name in used
-        ]
+        used = dict.fromkeys(part.name for turn in request.turns for part in turn.parts if isinstance(part, ToolUse))
+        tools = [{"name": names[name], "description": "No longer available.", "input_schema": {"type": "object"}} for name in used]
         return {"tools": tools, "tool_choice": {"type": "none"}} if tools else {}
     choice: dict[str, Any] | None = None
     if request.tool_choice is not None:

@@ -220,10 +220,7 @@ def _messages(value: Any) -> tuple[tuple[TextPart, ...], tuple[Turn, ...]]:
             else:
                 # It stays where it is. Moving it to the front would rewrite the beginning of the
                 # prompt: the vendor's cache misses and the whole conversation is billed again.
-                wrapped = tuple(
-                    TextPart(f"<system-message>\n{part.text}\n</system-message>", part.cache_control)
-                    for part in parts
-                )
+                wrapped = tuple(TextPart(f"<system-message>\n{part.text}\n</system-message>", part.cache_control) for part in parts)
                 turns.append(Turn("user", wrapped, param))
             continue
         leading = False
@@ -234,9 +231,7 @@ def _messages(value: Any) -> tuple[tuple[TextPart, ...], tuple[Turn, ...]]:
         elif role == "tool":
             turns.append(Turn("user", (_tool_result(message, param),), param))
         else:
-            raise InvalidRequestError(
-                "`role` must be one of system, developer, user, assistant, tool.", f"{param}.role"
-            )
+            raise InvalidRequestError("`role` must be one of system, developer, user, assistant, tool.", f"{param}.role")
     if not turns:
         raise InvalidRequestError("`messages` must hold at least one user message.", "messages")
     return tuple(system), tuple(turns)
@@ -311,9 +306,7 @@ def _user_part(part: dict[str, Any], param: str) -> Part | None:
         if not isinstance(file, dict) or not isinstance(file.get("file_data"), str):
             raise InvalidRequestError("Only files with inline `file_data` are supported.", f"{param}.file")
         title = file.get("filename")
-        return _media(
-            file["file_data"], f"{param}.file.file_data", title if isinstance(title, str) else None, cache
-        )
+        return _media(file["file_data"], f"{param}.file.file_data", title if isinstance(title, str) else None, cache)
     raise InvalidRequestError("Only parts of type text, image_url and file are supported.", f"{param}.type")
 
 
@@ -359,9 +352,7 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
     if isinstance(content, list):
         # A refusal the assistant gave earlier is text to the next turn.
         content = [
-            {"type": "text", "text": part.get("refusal")}
-            if isinstance(part, dict) and part.get("type") == "refusal"
-            else part
+            {"type": "text", "text": part.get("refusal")} if isinstance(part, dict) and part.get("type") == "refusal" else part
             for part in content
         ]
     parts: list[Part] = list(_text_parts(content, f"{param}.content"))
@@ -448,9 +439,7 @@ def _tools(value: Any) -> tuple[Tool, ...]:
         if schema is None:
             schema = {"type": "object", "properties": {}}
         if not isinstance(schema, dict):
-            raise InvalidRequestError(
-                "`parameters` must be a JSON Schema object.", f"{param}.function.parameters"
-            )
+            raise InvalidRequestError("`parameters` must be a JSON Schema object.", f"{param}.function.parameters")
         description = function.get("description")
         if not isinstance(description, str | None):
             raise InvalidRequestError("`description` must be a string.", f"{param}.function.description")
@@ -475,9 +464,7 @@ def _tool_choice(value: Any, tools: tuple[Tool, ...]) -> ToolChoice | None:
     function = value.get("function") if isinstance(value, dict) else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
-        raise InvalidRequestError(
-            "`tool_choice` must be auto, required, none or {type: function, function: {name}}.", "tool_choice"
-        )
+        raise InvalidRequestError("`tool_choice` must be auto, required, none or {type: function, function: {name}}.", "tool_choice")
     if name not in {tool.name for tool in tools}:
         raise InvalidRequestError("`tool_choice` names a tool that is not in `tools`.", "tool_choice")
     return ToolChoice("tool", name)

@@ -47,9 +47,7 @@ class ChunkEncoder:
         self._started = False
         # Most chunks differ in their text only. Building the rest once saves half of the encoding.
         tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
-        self._text_head = (
-            b"data: " + orjson.dumps(self._head)[:-1] + b',"choices":[{"index":0,"delta":{"content":'
-        )
+        self._text_head = b"data: " + orjson.dumps(self._head)[:-1] + b',"choices":[{"index":0,"delta":{"content":'
         self._text_tail = b'},"finish_reason":null}]' + tail
 
     def encode(self, event: Event) -> bytes:
@@ -63,13 +61,9 @@ class ChunkEncoder:
             return self._role() + self._chunk({"reasoning_content": event.text})
         if isinstance(event, ToolStart):
             call = {"index": event.index, "id": event.id, "type": "function"}
-            return self._role() + self._chunk(
-                {"tool_calls": [{**call, "function": {"name": event.name, "arguments": ""}}]}
-            )
+            return self._role() + self._chunk({"tool_calls": [{**call, "function": {"name": event.name, "arguments": ""}}]})
         if isinstance(event, ToolArguments):
-            return self._chunk(
-                {"tool_calls": [{"index": event.index, "function": {"arguments": event.fragment}}]}
-            )
+            return self._chunk({"tool_calls": [{"index": event.index, "function": {"arguments": event.fragment}}]})
         if isinstance(event, End):
             last = self._role() + self._chunk({}, event.reason)
             if self._include_usage:

@@ -1,0 +1,75 @@
+"""Small stand-ins for time, providers and the meter, shared by the unit tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from hearth_gateway.core.metering import Leg
+from hearth_gateway.errors import GatewayError
+from hearth_gateway.providers.base import Call
+from hearth_gateway.translate.events import Event
+
+
+class FakeClock:
+    """Stands still until somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def time(self) -> float:
+        return 1_700_000_000 + self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeMeter:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.legs: list[Leg] = []
+        self.problem: GatewayError | None = None
+
+    def check(self) -> None:
+        if self.problem:
+            raise self.problem
+
+    def record(self, leg: Leg) -> None:
+        self.legs.append(leg)
+
+
+Step = Event | GatewayError | float | Callable[[Call], float]
+
+
+class FakeProvider:
+    """Plays a script: events are yielded, errors raised, numbers are seconds that pass before."""
+
+    is_demo = False
+
+    def __init__(self, name: str, clock: FakeClock, *script: Step) -> None:
+        self.name = name
+        self.clock = clock
+        self.script = script
+        self.calls = 0
+        self.closed = 0
+
+    def close(self) -> None:
+        pass
+
+    def stream(self, call: Call) -> Iterator[Event]:
+        self.calls += 1
+        try:
+            for step in self.script:
+                if isinstance(step, float):
+                    self.clock.sleep(step)
+                elif isinstance(step, GatewayError):
+                    raise step
+                elif callable(step):
+                    self.clock.sleep(step(call))
+                else:
+                    yield step
+        finally:
+            self.closed += 1

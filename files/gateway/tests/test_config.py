@@ -1,0 +1,208 @@
+"""The configuration: every fault has a fixture, and every message says where, what and the fix."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+
+from hearth_gateway.cli import main
+from hearth_gateway.config import ConfigError, check_files, json_schema, parse_bind, parse_config
+
+GOOD = """
+server: {bind: 127.0.0.1:8080, metrics_bind: 127.0.0.1:9090}
+database_url: sqlite:////var/lib/hearth/hearth.db
+tokens: {dir: /run/hearth/tokens}
+providers:
+  - {name: anthropic, kind: anthropic, base_url: https://api.anthropic.com, api_key_file: /run/hearth/keys/anthropic}
+  - {name: demo, kind: demo}
+models:
+  sonnet: [{provider: anthropic, model: claude-sonnet-4-5-20250929}, {provider: demo, model: demo}]
+timeouts: {connect_s: 5, first_token_s: 30, idle_s: 60, total_s: 600}
+"""
+
+
+def problems(text: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def changed(old: str, new: str) -> str:
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def test_the_example_of_the_documentation_is_good() -> None:
+    config = parse_config(GOOD)
+    assert config.max_output_tokens(config.models["sonnet"][0]) == 64_000
+    assert config.max_output_tokens(config.models["sonnet"][1]) == 1_000
+    jsonschema.validate(yaml.safe_load(GOOD), json_schema())
+
+
+def test_defaults_are_filled_in() -> None:
+    text = changed("timeouts: {connect_s: 5, first_token_s: 30, idle_s: 60, total_s: 600}\n", "")
+    text = text.replace("server: {bind: 127.0.0.1:8080, metrics_bind: 127.0.0.1:9090}\n", "")
+    config = parse_config(text)
+    assert (config.timeouts.total_s, config.server.bind, config.server.drain_s) == (600, "127.0.0.1:8080", 120)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        ("metrics_bind:", "metric_bind:", "server.metric_bind: unknown key; did you mean 'metrics_bind'?"),
+        ("timeouts:", "timeout:", "timeout: unknown key; did you mean 'timeouts'?"),
+        ("api_key_file:", "api_key:", "providers[0].api_key: unknown key; did you mean 'api_key_file'?"),
+        ("{name: demo, kind: demo}", "{name: demo, kind: demo, model: x}",
+         "providers[1].model: unknown key; known are name, kind"),
+        ("{provider: demo, model: demo}", "{provider: demo, modle: demo}",
+         "models.sonnet[1].modle: unknown key; did you mean 'model'?"),
+        ("tokens: {dir: /run/hearth/tokens}", "",
+         "tokens: is missing"),
+        ("{dir: /run/hearth/tokens}", "{}",
+         "tokens.dir: is missing (Directory with one file a token; the file's name is the token's name)"),
+        ("kind: demo", "kind: dmeo", "providers[1].kind: must be 'anthropic' or 'demo', not 'dmeo'"),
+        (", kind: demo", "", "providers[1].kind: is missing; it must be 'anthropic' or 'demo'"),
+        ("{name: demo, kind", "{name: Demo Two, kind",
+         "providers[1].name: must have lower-case letters, digits, `.`, `_` and `-` only, at most 63"),
+        ("{name: demo, kind", "{name: anthropic, kind", "providers[1].name: 'anthropic' is used twice; rename one"),
+        ("{provider: demo,", "{provider: dmo,",
+         "models.sonnet[1].provider: no provider is called 'dmo'; did you mean 'demo'?"),
+        ("model: claude-sonnet-4-5-20250929", "model: claude-next",
+         "models.sonnet[0].max_output_tokens: is needed: the ceiling of 'claude-next' is not known here; "
+         "the vendor's page has it"),
+        ("  sonnet:", "  Sonnet 4:",
+         "models.Sonnet 4: a model name has lower-case letters, digits, `.`, `_` and `-` only"),
+        ("connect_s: 5", "connect_s: soon",
+         "timeouts.connect_s: must be a number (Name look-up, TCP and TLS together)"),
+        ("connect_s: 5", "connect_s: 0",
+         "timeouts.connect_s: must be greater than 0 (Name look-up, TCP and TLS together)"),
+        ("idle_s: 60", "idle_s: 601", "timeouts.idle_s: must not be longer than timeouts.total_s"),
+        ("bind: 127.0.0.1:8080", "bind: localhost", "server.bind: must be host:port, such as 127.0.0.1:8080"),
+        ("bind: 127.0.0.1:8080", "bind: 127.0.0.1:99999", "server.bind: the port must be a number from 0 to 65535"),
+        ("metrics_bind: 127.0.0.1:9090", "metrics_bind: 127.0.0.1:8080",
+         "server.metrics_bind: must differ from server.bind"),
+        ("sqlite:////var/lib/hearth/hearth.db", "postgresql://db/hearth",
+         "database_url: only sqlite:/// is supported by this version"),
+        ("sqlite:////var/lib/hearth/hearth.db", "'sqlite://'",
+         "database_url: must name a file, such as sqlite:////var/lib/hearth/hearth.db"),
+        ("sqlite:////var/lib/hearth/hearth.db", "hearth.db",
+         "database_url: must look like sqlite:////var/lib/hearth/hearth.db"),
+        ("https://api.anthropic.com,", "https://api.anthropic.com/v1/,",
+         "providers[0].base_url: must end before /v1; the gateway adds the path itself"),
+        ("https://api.anthropic.com,", "api.anthropic.com,",
+         "providers[0].base_url: must be an address such as https://api.anthropic.com"),
+        ("https://api.anthropic.com,", "https://key@api.anthropic.com,",
+         "providers[0].base_url: must hold no user, password, query or fragment; keys come from files"),
+        ("  sonnet: [{provider: anthropic, model: claude-sonnet-4-5-20250929}, {provider: demo, model: demo}]",
+         "  sonnet: []", "models.sonnet: must have at least one entry"),
+        ("tokens: {dir", "tokens: {dir: /x}\ntokens: {dir", "line 5, column 1: this is not valid YAML: "
+         "the key 'tokens' is there twice"),
+    ],
+)  # fmt: skip
+def test_each_fault_is_one_sentence_with_its_place(old: str, new: str, expected: str) -> None:
+    assert expected in problems(changed(old, new))
+
+
+@pytest.mark.parametrize("text", ["", "- a list", "a: [", "\tx: 1", "just words"])
+def test_what_is_no_configuration(text: str) -> None:
+    assert len(problems(text)) == 1
+
+
+def test_all_problems_at_once() -> None:
+    text = changed("metrics_bind:", "metric_bind:").replace("kind: demo", "kind: dmeo").replace("idle_s: 60", "idle_s: x")
+    assert len(problems(text)) == 3
+    text = changed("{provider: demo,", "{provider: dmo,").replace("idle_s: 60", "idle_s: 700")
+    assert len(problems(text)) == 2
+
+
+def test_the_schema_refuses_what_the_program_refuses() -> None:
+    for old, new in (("metrics_bind:", "metric_bind:"), ("kind: demo", "kind: dmeo"), ("connect_s: 5", "connect_s: 0")):
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(yaml.safe_load(changed(old, new)), json_schema())
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::]:8080", ("::", 8080)), ("0.0.0.0:0", ("0.0.0.0", 0))],
+)
+def test_parse_bind(value: str, expected: tuple[str, int]) -> None:
+    assert parse_bind(value) == expected
+
+
+# --- files ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    (tmp_path / "tokens").mkdir()
+    (tmp_path / "key").write_text("sk-ant-0123456789\n")
+    (tmp_path / "config.yaml").write_text(
+        GOOD.replace("/run/hearth/tokens", str(tmp_path / "tokens"))
+        .replace("/run/hearth/keys/anthropic", str(tmp_path / "key"))
+        .replace("/var/lib/hearth", str(tmp_path))
+    )
+    return tmp_path
+
+
+def file_problems(files: Path) -> list[str]:
+    return [str(problem) for problem in check_files(parse_config((files / "config.yaml").read_text()))]
+
+
+def test_good_files(files: Path) -> None:
+    assert file_problems(files) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, "does not exist"),
+        (b"", "is empty"),
+        (b"  \n", "is empty"),
+        (b"export KEY=sk ant", "holds spaces, line breaks or other characters that no key has"),
+        (b"sk-ant-1\nsk-ant-2\n", "holds spaces, line breaks or other characters that no key has"),
+        (b"\xff\xfes\x00k\x00", "holds spaces, line breaks or other characters that no key has"),
+        (b"x" * 9000, "is larger than 8192 bytes, so it is not a key"),
+    ],
+)
+def test_bad_key_files(files: Path, content: bytes | None, expected: str) -> None:
+    key = files / "key"
+    key.unlink()
+    if content is not None:
+        key.write_bytes(content)
+    assert file_problems(files) == [f"providers[0].api_key_file: {key} {expected}"]
+
+
+def test_a_directory_as_key_and_no_token_directory(files: Path) -> None:
+    (files / "key").unlink()
+    (files / "key").mkdir()
+    (files / "tokens").rmdir()
+    assert file_problems(files) == [
+        f"tokens.dir: {files}/tokens is not a directory; make it, with one file a token",
+        f"providers[0].api_key_file: {files}/key is a directory, not a file",
+    ]
+
+
+def test_check_config_prints_one_sentence_each_and_exits_with_2(files: Path, capsys: Any) -> None:
+    good = files / "config.yaml"
+    assert main(["check-config", str(good)]) == 0
+    assert capsys.readouterr() == ("", "")
+    bad = files / "bad.yaml"
+    bad.write_text(good.read_text().replace("metrics_bind:", "metric_bind:").replace("kind: demo", "kind: dmeo"))
+    assert main(["check-config", str(bad)]) == 2
+    assert sorted(capsys.readouterr().err.splitlines()) == [
+        f"hearth-gateway: {bad}: providers[1].kind: must be 'anthropic' or 'demo', not 'dmeo'",
+        f"hearth-gateway: {bad}: server.metric_bind: unknown key; did you mean 'metrics_bind'?",
+    ]
+
+
+def test_check_config_looks_at_files_only_when_asked(files: Path, capsys: Any) -> None:
+    (files / "key").unlink()
+    assert main(["check-config", str(files / "config.yaml")]) == 0
+    assert main(["check-config", "--files", str(files / "config.yaml")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["check-config", str(files / "none.yaml")]) == 2
+    assert "cannot be read: No such file" in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""contract/ in the repository, the package and what a running application does: all three agree."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from flask.testing import FlaskClient
+
+from hearth_gateway.api.description import openapi_document
+from hearth_gateway.app import Gateway, create_app
+from hearth_gateway.config import Config, parse_config
+from hearth_gateway.contract import contract_files
+from hearth_gateway.core.metering import Leg
+from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.telemetry.log import Log
+from hearth_gateway.telemetry.metrics import DEFINITIONS, PROCESS_DEFINITIONS
+from hearth_gateway.translate.events import Usage
+
+CONTRACT = Path(__file__).resolve().parents[3] / "contract"
+TOKEN = "token-0123456789abcdef"
+AUTH = {"x-api-key": TOKEN}
+
+
+def config(directory: Path) -> Config:
+    (directory / "tokens").mkdir()
+    (directory / "tokens" / "operator").write_text(TOKEN)
+    return parse_config(f"""
+        server: {{max_body_bytes: 20000}}
+        database_url: sqlite:///{directory}/hearth.db
+        tokens: {{dir: {directory}/tokens}}
+        providers: [{{name: demo, kind: demo}}]
+        models: {{demo: [{{provider: demo, model: demo}}]}}
+    """)
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    gateway = create_app(config(tmp_path), log=Log(io.StringIO()))
+    yield gateway
+    gateway.close()
+
+
+@pytest.fixture
+def client(gateway: Gateway) -> FlaskClient:
+    return gateway.app.test_client()
+
+
+@pytest.mark.skipif(not CONTRACT.is_dir(), reason="the package is tested outside its repository")
+@pytest.mark.parametrize("name", sorted(contract_files()))
+def test_the_repository_holds_what_the_code_says(name: str) -> None:
+    text = (CONTRACT / name).read_text()
+    assert text == contract_files()[name], "run: hearth-gateway write-contract contract"
+
+
+def test_exposition_is_the_contract(gateway: Gateway, client: FlaskClient) -> None:
+    client.get("/healthz")
+    gateway.metrics.record(Leg("r", 1, 0.0, "c", "demo", "demo", "demo", True, Usage(1, 2, 3, 1, 4), "ok", 1.0, 0.5))
+    types: dict[str, str] = {}
+    helps: dict[str, str] = {}
+    labels: dict[str, set[str]] = {}
+    for line in gateway.metrics.exposition().decode().splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split(" ")
+            types[name] = kind
+        elif line.startswith("# HELP "):
+            _, _, name, words = line.split(" ", 3)
+            helps[name] = words
+        else:
+            match = re.match(r"(\w+?)(?:_bucket|_sum|_count)?(?:\{(.*)\})? ", line)
+            assert match
+            found = set(re.findall(r'(\w+)="', match[2] or "")) - {"le"}
+            name = match[1] if match[1] in types else line.split("{")[0].split(" ")[0]
+            labels.setdefault(name, set()).update(found)
+    contract = yaml.safe_load(contract_files()["metrics.yml"])["metrics"]
+    assert types == {item["name"]: item["type"] for item in contract}
+    assert helps == {item["name"]: item["help"] for item in contract}
+    assert labels == {item["name"]: set(item["labels"]) for item in contract}
+    assert len(contract) == len(DEFINITIONS) + len(PROCESS_DEFINITIONS)
+
+
+def test_metric_names_follow_the_rules() -> None:
+    for item in DEFINITIONS:
+        assert item.name.startswith("hearth_")
+        assert item.name.endswith("_total") == (item.type == "counter")
+
+
+def test_routes_are_the_described_ones(gateway: Gateway) -> None:
+    served = {
+        (re.sub(r"<(?:\w+:)?(\w+)>", r"{\1}", rule.rule), method)
+        for rule in gateway.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"HEAD"}
+    }
+    described = {(path, method.upper()) for path, item in openapi_document()["paths"].items() for method in item}
+    assert served == described
+
+
+class Described:
+    """Checks each response against the description: status, content type, schema."""
+
+    def __init__(self, client: FlaskClient) -> None:
+        self.client = client
+        self.document = openapi_document()
+        self.statuses: set[tuple[str, int]] = set()
+
+    def send(self, method: str, path: str, template: str = "", **options: Any) -> Any:
+        response = self.client.open(path, method=method, **options)
+        operation = self.document["paths"][template or path][method.lower()]
+        described = operation["responses"].get(str(response.status_code))
+        assert described is not None, f"{method} {path} answered {response.status_code}, which nobody described"
+        if "$ref" in described:
+            described = self.document["components"]["responses"][described["$ref"].rpartition("/")[2]]
+        content = described.get("content")
+        if content:
+            schema = content[response.mimetype].get("schema", {})
+            if response.mimetype == "application/json":
+                jsonschema.validate(response.get_json(), {**schema, "components": self.document["components"]})
+        self.statuses.add((path, response.status_code))
+        return response
+
+
+def test_every_response_is_described(gateway: Gateway, client: FlaskClient, monkeypatch: Any) -> None:
+    described = Described(client)
+    chat = {"model": "demo", "max_tokens": 3, "messages": [{"role": "user", "content": "Hi"}]}
+    described.send("GET", "/")
+    etag = described.send("GET", "/").headers["ETag"]
+    assert described.send("GET", "/", headers={"If-None-Match": etag}).status_code == 304
+    for name in ("app.js", "style.css", "icon.svg", "nothing.js", "..%2fapp.py"):
+        described.send("GET", f"/static/{name}", "/static/{name}")
+    for path in ("/healthz", "/readyz", "/openapi.json"):
+        assert described.send("GET", path).status_code == 200
+    for headers in (AUTH, {}, {**AUTH, "Authorization": f"Bearer {TOKEN}"}):
+        described.send("GET", "/v1/models", headers=headers)
+        described.send("POST", "/v1/chat/completions", headers=headers, json=chat)
+    described.send("POST", "/v1/chat/completions", headers=AUTH, json={**chat, "stream": True})
+    described.send("POST", "/v1/chat/completions", headers=AUTH, json={**chat, "model": "x"})
+    described.send("POST", "/v1/chat/completions", headers=AUTH, json={**chat, "n": 2})
+    described.send("POST", "/v1/chat/completions", headers=AUTH, data=b"{", content_type="application/json")
+    described.send("POST", "/v1/chat/completions", headers=AUTH, data=b"x", content_type="text/plain")
+    big = {**chat, "messages": [{"role": "user", "content": "x" * 30_000}]}
+    described.send("POST", "/v1/chat/completions", headers=AUTH, json=big)
+    # Each error kind, as the route would meet it.
+    service = next(iter(gateway.app.view_functions.values()))
+    assert service
+    for kind in Kind:
+        if kind in (Kind.NOT_FOUND, Kind.METHOD_NOT_ALLOWED):
+            continue
+
+        def fail(_self: Any, _call: Any, kind: Kind = kind) -> Any:
+            raise GatewayError(kind, "A fault.", retry_after_s=3)
+            yield
+
+        monkeypatch.setattr("hearth_gateway.providers.demo.DemoProvider.stream", fail)
+        response = described.send("POST", "/v1/chat/completions", headers=AUTH, json=chat)
+        assert response.status_code == kind.spec.status
+        assert response.headers["Retry-After"] == "3"
+    gateway.lifecycle.drain()
+    assert described.send("GET", "/readyz").status_code == 503
+    assert described.send("POST", "/v1/chat/completions", headers=AUTH, json=chat).status_code == 503
+    wanted = {int(status) for status in openapi_document()["paths"]["/v1/chat/completions"]["post"]["responses"]}
+    assert {status for path, status in described.statuses if path == "/v1/chat/completions"} == wanted
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "code"),
+    [
+        ("GET", "/nothing", 404, "not_found"),
+        ("GET", "/v1/nothing", 404, "not_found"),
+        ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("DELETE", "/v1/models", 405, "method_not_allowed"),
+        ("OPTIONS", "/v1/models", 405, "method_not_allowed"),
+    ],
+)
+def test_wrong_addresses_answer_in_the_same_form(client: FlaskClient, method: str, path: str, status: int, code: str) -> None:
+    response = client.open(path, method=method)
+    assert response.status_code == status
+    assert response.get_json()["error"]["code"] == code
+    if status == 405:
+        assert response.headers["Allow"]
+
+
+def test_an_unexpected_exception_says_nothing(client: FlaskClient, gateway: Gateway, monkeypatch: Any) -> None:
+    def bug(_self: Any, _call: Any) -> Any:
+        raise RuntimeError("zebra words")
+        yield
+
+    monkeypatch.setattr("hearth_gateway.providers.demo.DemoProvider.stream", bug)
+    chat = {"model": "demo", "messages": [{"role": "user", "content": "Hi"}]}
+    for stream in (False, True):
+        response = client.post("/v1/chat/completions", headers=AUTH, json={**chat, "stream": stream})
+        assert response.status_code == 500
+        assert response.get_json()["error"]["code"] == "internal_error"
+        assert "zebra" not in response.get_data(as_text=True)
+    logged = gateway.log._stream.getvalue()  # type: ignore[attr-defined]
+    assert '"error": "RuntimeError"' in logged and "zebra" not in logged
+    assert gateway.lifecycle.open == 0
+
+
+def test_the_log_has_a_closed_set_of_fields() -> None:
+    stream = io.StringIO()
+    log = Log(stream)
+    log.event("x", status=200)
+    assert json.loads(stream.getvalue())["status"] == 200
+    with pytest.raises(ValueError, match="no such log field: prompt"):
+        log.event("x", prompt="words")

@@ -1,0 +1,252 @@
+"""One request through the core: failover, limits, metering, closing. Time is faked."""
+
+from __future__ import annotations
+
+import pytest
+from gateway_fakes import FakeClock, FakeMeter, FakeProvider, Step
+
+from hearth_gateway.core.conversation import ChatService, Exchange, Limits, Target
+from hearth_gateway.core.identity import Caller
+from hearth_gateway.core.lifecycle import Lifecycle
+from hearth_gateway.core.redaction import safe_vendor_message
+from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.translate.events import ALIVE, IDLE, End, Event, Text, Usage
+from hearth_gateway.translate.model import ChatRequest, TextPart, Turn
+
+LIMITS = Limits(connect_s=5, first_token_s=30, idle_s=60, total_s=100, heartbeat_s=0.5)
+HELLO: list[Step] = [Usage(input=3), Text("Hel"), Text("lo"), Usage(input=3, output=2), End("stop")]
+
+
+class World:
+    """A service with scripted providers behind the alias `sonnet`."""
+
+    def __init__(self, *scripts: list[Step], max_open: int = 10) -> None:
+        self.clock = FakeClock()
+        self.meter = FakeMeter()
+        self.lifecycle = Lifecycle(max_open)
+        self.providers = [FakeProvider(f"p{n}", self.clock, *script) for n, script in enumerate(scripts, 1)]
+        targets = [Target(provider, f"m-{provider.name}", 100) for provider in self.providers]
+        self.service = ChatService({"sonnet": targets}, LIMITS, self.clock, self.meter, self.lifecycle)
+
+    def start(self, alias: str = "sonnet") -> Exchange:
+        request = ChatRequest(alias, (), (Turn("user", (TextPart("my private words here"),), "messages[0]"),))
+        return self.service.start(request, Caller("ann"))
+
+    def run(self) -> tuple[list[Event], GatewayError | None]:
+        exchange = self.start()
+        events: list[Event] = []
+        try:
+            events.extend(exchange)
+        except GatewayError as error:
+            return events, error
+        finally:
+            exchange.close()
+        return events, None
+
+
+def fault(kind: Kind) -> GatewayError:
+    return GatewayError(kind, "A fault.")
+
+
+def test_an_answer_is_passed_on_and_counted() -> None:
+    world = World(HELLO)
+    events, error = world.run()
+    assert error is None and events == HELLO
+    (leg,) = world.meter.legs
+    assert (leg.leg, leg.caller, leg.alias, leg.provider, leg.model, leg.outcome, leg.usage) == (
+        1, "ann", "sonnet", "p1", "m-p1", "ok", Usage(input=3, output=2),
+    )  # fmt: skip
+    assert world.lifecycle.open == 0 and world.providers[0].closed == 1
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind.spec.fails_over])
+def test_before_the_first_content_the_next_provider_takes_over(kind: Kind) -> None:
+    world = World([Usage(input=9), fault(kind)], HELLO)
+    events, error = world.run()
+    assert error is None
+    assert [event for event in events if isinstance(event, Text)] == [Text("Hel"), Text("lo")]
+    assert [(leg.leg, leg.provider, leg.outcome) for leg in world.meter.legs] == [
+        (1, "p1", kind.value),
+        (2, "p2", "ok"),
+    ]
+    assert world.meter.legs[0].usage == Usage(input=9), "what the failed attempt cost is not lost"
+
+
+@pytest.mark.parametrize("kind", [Kind.UPSTREAM_INVALID_REQUEST, Kind.UPSTREAM_TOO_LARGE, Kind.INVALID_REQUEST])
+def test_a_wrong_request_is_not_tried_elsewhere(kind: Kind) -> None:
+    world = World([fault(kind)], HELLO)
+    _, error = world.run()
+    assert error is not None and error.kind is kind
+    assert world.providers[1].calls == 0
+
+
+def test_after_the_first_content_nobody_takes_over() -> None:
+    world = World([Text("Hel"), fault(Kind.UPSTREAM_ERROR)], HELLO)
+    events, error = world.run()
+    assert events == [Text("Hel")]
+    assert error is not None and error.kind is Kind.UPSTREAM_ERROR
+    assert world.providers[1].calls == 0
+
+
+def test_an_answer_without_an_end_is_a_fault() -> None:
+    world = World([Text("Hel")])
+    _, error = world.run()
+    assert error is not None and error.kind is Kind.UPSTREAM_INTERRUPTED
+    assert world.meter.legs[0].outcome == "upstream_interrupted"
+
+
+def test_the_last_fault_is_the_one_reported() -> None:
+    world = World([fault(Kind.UPSTREAM_TIMEOUT)], [fault(Kind.UPSTREAM_RATE_LIMITED)])
+    _, error = world.run()
+    assert error is not None and error.kind is Kind.UPSTREAM_RATE_LIMITED
+
+
+def idle(seconds: float, step: float = 0.5) -> list[Step]:
+    return [piece for _ in range(int(seconds / step)) for piece in (step, IDLE)]
+
+
+def test_first_token_limit() -> None:
+    world = World([Usage(input=1), *idle(40)])
+    _, error = world.run()
+    assert error is not None and "begin" in error.message
+    assert world.meter.legs[0].duration_s == pytest.approx(30, abs=0.5)
+
+
+def test_pings_do_not_begin_an_answer_but_keep_it_alive() -> None:
+    pings: list[Step] = [piece for _ in range(7) for piece in (10.0, ALIVE)]
+    _, error = World(pings).run()
+    assert error is not None and error.kind is Kind.UPSTREAM_TIMEOUT
+    events, error = World([Text("a"), *pings, Text("b"), End("stop")]).run()
+    assert error is None and Text("b") in events
+
+
+def test_silence_limit() -> None:
+    world = World([Text("Hel"), *idle(80)], HELLO)
+    _, error = world.run()
+    assert error is not None and "silent" in error.message
+    assert world.meter.legs[0].duration_s == pytest.approx(60, abs=0.5)
+
+
+def test_total_limit_spans_all_attempts() -> None:
+    slow: list[Step] = [piece for _ in range(100) for piece in (2.0, Text("x"))]
+    world = World([20.0, fault(Kind.UPSTREAM_ERROR)], slow)
+    started = world.clock.now
+    _, error = world.run()
+    assert error is not None and "longer than this server allows" in error.message
+    assert world.clock.now - started == pytest.approx(100, abs=2)
+
+
+def test_a_provider_may_block_until_the_next_heartbeat_or_limit() -> None:
+    seen: list[float] = []
+
+    def wait(call: object) -> float:
+        seen.append(call.patience_s())  # type: ignore[attr-defined]
+        return 29.8
+
+    World([wait, IDLE, wait, End("stop")]).run()
+    assert seen[0] == pytest.approx(0.5) and seen[1] == pytest.approx(0.2)
+
+
+def test_waiting_for_content_keeps_what_came_before_it() -> None:
+    world = World([Usage(input=3), *idle(2), Text("a"), End("stop")])
+    exchange = world.start()
+    assert exchange.wait_for_content(10)
+    assert list(exchange) == [Usage(input=3), Text("a"), End("stop")]
+    exchange.close()
+
+
+def test_waiting_for_content_gives_up_and_goes_on() -> None:
+    world = World([*idle(5), fault(Kind.UPSTREAM_ERROR)], [*idle(1), Text("a"), End("stop")])
+    exchange = world.start()
+    assert not exchange.wait_for_content(2)
+    events = [event for event in exchange if event is not IDLE]
+    assert events == [Text("a"), End("stop")]
+    assert exchange.attempts == 2
+    exchange.close()
+
+
+def test_a_client_that_leaves_cancels_and_is_counted() -> None:
+    world = World(HELLO)
+    exchange = world.start()
+    assert exchange.wait_for_content(1)
+    exchange.close()
+    exchange.close()  # twice is once
+    assert world.providers[0].closed == 1
+    assert [(leg.outcome, leg.usage) for leg in world.meter.legs] == [("cancelled", Usage(input=3))]
+    assert world.lifecycle.open == 0
+
+
+def test_closing_before_anything_was_asked_gives_the_place_back() -> None:
+    world = World(HELLO)
+    world.start().close()
+    assert world.lifecycle.open == 0 and world.meter.legs == []
+
+
+def test_a_bug_of_ours_is_counted_and_raised() -> None:
+    def bug(_call: object) -> float:
+        raise RuntimeError("words")
+
+    world = World([bug])
+    exchange = world.start()
+    with pytest.raises(RuntimeError):
+        list(exchange)
+    exchange.close()
+    assert world.meter.legs[0].outcome == "internal" and world.lifecycle.open == 0
+
+
+def test_admission() -> None:
+    world = World(HELLO, max_open=1)
+    with pytest.raises(GatewayError) as caught:
+        world.start("none")
+    assert caught.value.kind is Kind.MODEL_NOT_FOUND
+    first = world.start()
+    with pytest.raises(GatewayError) as caught:
+        world.start()
+    assert caught.value.kind is Kind.GATEWAY_BUSY and caught.value.retry_after_s
+    first.close()
+    world.start().close()
+    world.lifecycle.drain()
+    with pytest.raises(GatewayError) as caught:
+        world.start()
+    assert caught.value.kind is Kind.SHUTTING_DOWN
+    world = World(HELLO)
+    world.meter.problem = fault(Kind.LEDGER_UNAVAILABLE)
+    with pytest.raises(GatewayError):
+        world.start()
+    assert world.lifecycle.open == 0, "what was refused must not stay counted"
+
+
+def test_a_shutdown_that_cannot_wait_is_visible() -> None:
+    world = World([Text("Hel"), *idle(5), *HELLO])
+    exchange = world.start()
+    assert next(exchange) == Text("Hel")
+    world.lifecycle.cut()
+    with pytest.raises(GatewayError) as caught:
+        list(exchange)
+    assert caught.value.kind is Kind.SHUTTING_DOWN
+    exchange.close()
+    assert world.lifecycle.wait_until_cut(0)
+
+
+def test_vendor_words_pass_the_redaction_point() -> None:
+    quoting = GatewayError(Kind.UPSTREAM_INVALID_REQUEST, "bad text: 'my private words here'")
+    _, error = World([quoting]).run()
+    assert error is not None and "private" not in error.message
+    helpful = GatewayError(Kind.UPSTREAM_INVALID_REQUEST, "tools.0.name: too long")
+    _, error = World([helpful]).run()
+    assert error is not None and error.message == "tools.0.name: too long"
+
+
+@pytest.mark.parametrize(
+    ("message", "texts", "expected"),
+    [
+        ("max_tokens: too large", ["hello"], "max_tokens: too large"),
+        ("cannot use 'hello' here", ["hello"], None),
+        ("cannot use 'hel\nlo  you there my dear' here", ["x hel lo you there my dear y"], None),
+        ("a\n  b", ["zzzz"], "a b"),
+        ("ok", ["ok"], None),  # hidden needlessly, and harmless
+        ("m" * 400, ["zzzz"], "m" * 299 + "…"),
+    ],
+)
+def test_redaction(message: str, texts: list[str], expected: str | None) -> None:
+    assert safe_vendor_message(message, texts) == expected

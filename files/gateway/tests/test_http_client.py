@@ -1,0 +1,222 @@
+"""Our HTTP client against a socket that answers in every legal and illegal way."""
+
+from __future__ import annotations
+
+import gzip
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from hearth_gateway.clock import SystemClock
+from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.providers.http import HttpClient, Response
+
+Handler = Callable[[socket.socket], None]
+
+
+class Server:
+    """Accepts connections, reads one request after the other and lets ``handler`` answer."""
+
+    def __init__(self) -> None:
+        self.socket = socket.create_server(("127.0.0.1", 0))
+        self.handler: Handler = lambda connection: None
+        self.connections = 0
+        self.requests: list[bytes] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.socket.getsockname()[1]}/base/"
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            self.connections += 1
+            threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with connection:
+            while True:
+                data = b""
+                try:
+                    while b"\r\n\r\n{}" not in data:
+                        received = connection.recv(65536)
+                        if not received:
+                            return
+                        data += received
+                    self.requests.append(data)
+                    before = connection.fileno()
+                    self.handler(connection)
+                    if connection.fileno() != before:
+                        return
+                except OSError:
+                    return
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.socket.close()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[HttpClient]:
+    client = HttpClient(server.url, None, SystemClock())
+    yield client
+    client.close()
+
+
+def post(client: HttpClient) -> Response:
+    pending = client.post("/v1/x", {"x-test": "1"}, b"{}", 2)
+    while (response := pending.wait(0.2)) is None:
+        pass
+    return response
+
+
+def body(response: Response) -> bytes:
+    data = b""
+    while (piece := response.read(2)) != b"":
+        assert piece is not None, "nothing came"
+        data += piece
+    response.close()
+    return data
+
+
+def reply(raw: bytes, cut: int = 0, close: bool = False) -> Handler:
+    def handler(connection: socket.socket) -> None:
+        step = cut or len(raw) or 1
+        for start in range(0, len(raw), step):
+            connection.sendall(raw[start : start + step])
+            if cut:
+                time.sleep(0.001)
+        if close:
+            connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+
+    return handler
+
+
+LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\nx-a: 2\r\n\r\nhello"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n3;ext=1\r\nell\r\n0001\r\no\r\n0\r\nTrailer: x\r\n\r\n"
+ZIPPED = gzip.compress(b"hello")
+GZIP = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(ZIPPED), ZIPPED)
+
+
+@pytest.mark.parametrize("cut", [0, 1, 3])
+@pytest.mark.parametrize("raw", [LENGTH, CHUNKED, GZIP], ids=["length", "chunked", "gzip"])
+def test_framings_in_any_pieces_and_reuse(server: Server, client: HttpClient, raw: bytes, cut: int) -> None:
+    server.handler = reply(raw, cut)
+    for _ in range(3):
+        assert body(post(client)) == b"hello"
+    assert server.connections == 1, "a connection that was read to its end is used again"
+    head = server.requests[0].split(b"\r\n")
+    assert head[0] == b"POST /base/v1/x HTTP/1.1"
+    assert b"x-test: 1" in head and b"content-length: 2" in head and b"accept-encoding: identity" in head
+
+
+def test_a_body_that_ends_with_the_connection(server: Server, client: HttpClient) -> None:
+    server.handler = reply(b"HTTP/1.0 200 OK\r\n\r\nhello", close=True)
+    assert body(post(client)) == b"hello"
+    assert body(post(client)) == b"hello"
+    assert server.connections == 2
+
+
+def test_headers_and_interim_responses(server: Server, client: HttpClient) -> None:
+    server.handler = reply(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Hints\r\nA: b\r\n\r\n" + LENGTH)
+    response = post(client)
+    assert response.status == 200 and response.headers["x-a"] == "1, 2"
+    assert body(response) == b"hello"
+
+
+def test_connection_close_is_honoured(server: Server, client: HttpClient) -> None:
+    server.handler = reply(LENGTH.replace(b"X-A: 1", b"Connection: close"))
+    assert body(post(client)) == body(post(client)) == b"hello"
+    assert server.connections == 2
+
+
+def test_a_body_left_unread_is_cut(server: Server, client: HttpClient) -> None:
+    gone = threading.Event()
+
+    def handler(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n")
+        if connection.recv(1) == b"":
+            gone.set()
+
+    server.handler = handler
+    response = post(client)
+    assert response.read(2) == b"h"
+    assert response.read(0.01) is None, "silence is not the end"
+    response.close()
+    assert gone.wait(2), "closing early must end the connection"
+
+
+def test_a_connection_that_went_stale_is_replaced(server: Server, client: HttpClient) -> None:
+    server.handler = reply(LENGTH, close=True)  # keep-alive by its headers, but the server hangs up
+    for _ in range(3):
+        assert body(post(client)) == b"hello"
+    assert server.connections == 3
+
+
+@pytest.mark.parametrize(
+    ("raw", "kind"),
+    [
+        (b"", Kind.UPSTREAM_UNREACHABLE),
+        (b"HTTP/1.1 200 OK\r\nContent-", Kind.UPSTREAM_UNREACHABLE),
+        (b"SSH-2.0-OpenSSH\r\n\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 abc\r\n\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello", Kind.UPSTREAM_INTERRUPTED),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", Kind.UPSTREAM_INTERRUPTED),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello", Kind.UPSTREAM_PROTOCOL),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000, Kind.UPSTREAM_PROTOCOL),
+    ],
+)
+def test_what_is_no_http_is_a_fault_of_the_provider(server: Server, client: HttpClient, raw: bytes, kind: Kind) -> None:
+    server.handler = reply(raw, close=True)
+    with pytest.raises(GatewayError) as caught:
+        body(post(client))
+    assert caught.value.kind is kind
+
+
+def test_unreachable_in_each_way() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        free = taken.getsockname()[1]
+    client = HttpClient(f"http://127.0.0.1:{free}", None, SystemClock())
+    with pytest.raises(GatewayError, match="upstream_unreachable") as caught:
+        client.post("/", {}, b"", 1)
+    assert "refused" in caught.value.message
+    client = HttpClient("http://no-such-name.invalid", None, SystemClock())
+    with pytest.raises(GatewayError) as caught:
+        client.post("/", {}, b"", 5)
+    assert "name" in caught.value.message
+
+
+def test_connecting_has_a_time_limit() -> None:
+    # A socket whose queue is full does not answer: the third connection waits for ever.
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        waiting = [socket.socket() for _ in range(3)]
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(full.getsockname())
+        client = HttpClient(f"http://127.0.0.1:{full.getsockname()[1]}", None, SystemClock())
+        started = time.monotonic()
+        with pytest.raises(GatewayError) as caught:
+            client.post("/", {}, b"", 0.3)
+        assert "too long" in caught.value.message
+        assert time.monotonic() - started < 2
+        for sock in waiting:
+            sock.close()
