@@ -36,7 +36,7 @@ def everything() -> release.Built:
 
 
 def _used(bed: state.Bed) -> list[str]:
-    """Cache entries that a bed reads while it runs: its hosts' base, and the release files that it links to."""
+    """Cache entries that a running bed reads: its hosts' base, and the release files that it links to."""
     releases = bed.folder / "release"
     links = [path.resolve() for path in releases.iterdir()] if releases.is_dir() else []
     return [str(path.parent) for path in (Path(bed.hostfs), *links)]

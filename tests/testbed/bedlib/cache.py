@@ -1,21 +1,24 @@
 """A store of things built once: each entry is a folder named by the hash of everything that went into it.
 
-An entry is made in a folder beside its final place and renamed when complete, so an interrupted build leaves nothing
-that a later one could take for whole.
+An entry is made in a folder beside its final place and renamed when complete, so an interrupted build leaves
+nothing that a later one could take for whole.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import inspect
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from .common import cache_dir, lock, remove_tree, say, step
 
 KEEP = 3
+KEEP_S = 2 * 3600
 
 
 def builds_dir() -> Path:
@@ -24,7 +27,7 @@ def builds_dir() -> Path:
 
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """Held by a build: two at once would compile Kubernetes twice. Half-made entries of a killed one are removed."""
+    """Held by a build: two at once would compile Kubernetes twice. Removes what a killed one left half made."""
     with lock(builds_dir() / ".lock", "another build of the bed"):
         for partial in builds_dir().glob("*/.partial-*"):
             remove_tree(partial)
@@ -50,9 +53,14 @@ def digest(parts: Iterable[str | bytes | Path]) -> str:
     return total.hexdigest()
 
 
+def texts(*functions: Callable[..., object]) -> list[str]:
+    """The source of functions, as an input: what a step does decides its result as much as what it reads."""
+    return [inspect.getsource(function) for function in functions]
+
+
 def entry(kind: str, inputs: Iterable[str | bytes | Path], build: Callable[[Path], None]) -> Path:
-    """The folder of `kind` made from `inputs`; `build` fills it when it is not there yet."""
-    folder = builds_dir() / kind / digest(inputs)[:20]
+    """The folder of `kind` made from `inputs` by `build`, whose own text counts as an input too."""
+    folder = builds_dir() / kind / digest([*texts(build), *inputs])[:20]
     if folder.is_dir():
         os.utime(folder)  # the order in which tidy() removes old ones
         return folder
@@ -65,20 +73,16 @@ def entry(kind: str, inputs: Iterable[str | bytes | Path], build: Callable[[Path
     return folder
 
 
-def find(kind: str, inputs: Iterable[str | bytes | Path]) -> Path | None:
-    """The entry if it has been built."""
-    folder = builds_dir() / kind / digest(inputs)[:20]
-    return folder if folder.is_dir() else None
-
-
 def tidy(in_use: set[str]) -> None:
-    """Of every kind keep the newest entries and those that a bed runs on; a base system has 300 MB."""
+    """Remove old entries: not of the newest of their kind, not used for hours, and no bed runs on them.
+
+    A release has 280 MB and changes with every change of the stand-in. The hours are for a bed that another
+    terminal starts just now: it has chosen its entries and not yet written down which.
+    """
     for kind in builds_dir().iterdir():
         if kind.is_dir():
-            entries = sorted(
-                (path for path in kind.iterdir()), key=lambda path: path.stat().st_mtime, reverse=True
-            )
+            entries = sorted(kind.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
             for old in entries[KEEP:]:
-                if str(old) not in in_use:
+                if str(old) not in in_use and old.stat().st_mtime < time.time() - KEEP_S:
                     say(f"  removing {kind.name}/{old.name}, replaced by newer ones")
                     shutil.rmtree(old)

@@ -1,7 +1,8 @@
 """An own cgroup for every host and for the services of a bed, in every hierarchy.
 
-A host's cgroup namespace is rooted where its first process stands when nspawn starts, so the folder must exist and
-be joined before. It is also how the bed finds every process again: by name, from the file system, never from memory.
+A host's cgroup namespace is rooted where its first process stands when nspawn starts, so the folder must
+exist and be joined before. It is also how the bed finds every process again: by name, from the file system,
+never from memory.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def create(name: str) -> None:
 
 
 def join(name: str) -> None:
-    """Move the calling process in. Raises OSError when the cgroup is gone, so a bed that went down stays down."""
+    """Move the calling process in. OSError when the cgroup is gone, so a bed that went down stays down."""
     for hierarchy in hierarchies():
         (hierarchy / name / "cgroup.procs").write_text(str(os.getpid()))
 
@@ -53,9 +54,10 @@ def pids(name: str) -> set[int]:
     """Every process in the cgroup or below it, in any hierarchy."""
     found: set[int] = set()
     for hierarchy in hierarchies():
-        for file in (hierarchy / name).rglob("cgroup.procs"):
+        # os.walk passes over what vanishes while it looks, as cgroups do all the time while a host boots.
+        for folder, _, _ in os.walk(hierarchy / name):
             with contextlib.suppress(OSError):
-                found.update(int(line) for line in file.read_text().split())
+                found.update(int(line) for line in Path(folder, "cgroup.procs").read_text().split())
     # A 0 stands for a process of a PID namespace that we cannot see; killing 0 would kill ourselves.
     return found - {0, os.getpid()}
 
@@ -86,7 +88,7 @@ def prune(name: str) -> None:
         for folder, _, _ in os.walk(hierarchy / name, topdown=False):
             if Path(folder) != hierarchy / name:
                 with contextlib.suppress(OSError):
-                    os.rmdir(folder)
+                    Path(folder).rmdir()
 
 
 def remove(name: str, deadline_s: float = 10) -> None:
@@ -98,7 +100,7 @@ def remove(name: str, deadline_s: float = 10) -> None:
         for hierarchy in hierarchies():
             for folder, _, _ in os.walk(hierarchy / name, topdown=False):
                 try:
-                    os.rmdir(folder)
+                    Path(folder).rmdir()
                 except FileNotFoundError:
                     pass
                 except OSError:

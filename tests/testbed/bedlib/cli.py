@@ -14,9 +14,15 @@ from . import build, cgroups, host, inventory, net, release, services, state, tl
 from .common import BedError, machine_lock, need_root, need_tools, remove_tree, say, step, write
 
 TOOLS = {
-    "ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "unshare": "util-linux", "openssl": "openssl",
-    "systemd-nspawn": "systemd-container", "ssh": "openssh-client", "ssh-keygen": "openssh-client",
-}  # fmt: skip
+    "ip": "iproute2",
+    "nft": "nftables",
+    "nsenter": "util-linux",
+    "unshare": "util-linux",
+    "openssl": "openssl",
+    "systemd-nspawn": "systemd-container",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+}
 
 
 def main() -> int:
@@ -34,9 +40,7 @@ def main() -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="bed", description="Hosts, a network and services to test the roles on."
-    )
+    parser = argparse.ArgumentParser(prog="bed", description="Hosts, a network and services to test the roles on.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
@@ -49,9 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("what", nargs="?", choices=("host", "all"), default="all")
     added = command("up", _up, "start a bed")
     added.add_argument("-n", type=int, required=True, dest="count", metavar="N", help="number of hosts")
-    added.add_argument(
-        "--with", choices=("services",), dest="extra", help="also release server, registry, mock vendor"
-    )
+    added.add_argument("--with", choices=("services",), dest="extra", help="also release server, registry, mock vendor")
     added = command("ssh", _ssh, "a shell or a command in a host")
     added.add_argument("host")
     added.add_argument("command", nargs=argparse.REMAINDER)
@@ -62,16 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("host")
     added = command("power-on", _power_on, "start a host on the disk it has")
     added.add_argument("host")
-    added = command(
-        "snapshot", _snapshot, "keep the disks of all hosts under a tag; running hosts are restarted"
-    )
+    added = command("snapshot", _snapshot, "keep the disks of all hosts under a tag; running hosts are restarted")
     added.add_argument("tag")
     added = command("restore", _restore, "put the disks of a snapshot back")
     added.add_argument("tag")
     added = command("inventory", _inventory, "print the Ansible inventory of a bed")
-    added.add_argument(
-        "--json", action="store_true", dest="as_json", help="in the form of a dynamic inventory"
-    )
+    added.add_argument("--json", action="store_true", dest="as_json", help="in the form of a dynamic inventory")
     command("down", _down, "remove a bed with everything that belongs to it, also one that broke halfway")
     added = command("supervise", _supervise, "(internal) run a host; started by up and power-on")
     added.add_argument("host")
@@ -104,9 +102,7 @@ def _up(options: argparse.Namespace) -> int:
             say(f"bed {old.name} is up already")
             return 0
         if old is not None or options.name in _traces():
-            raise BedError(
-                f"there is a bed {options.name} already: `bed down --name {options.name}` removes it"
-            )
+            raise BedError(f"there is a bed {options.name} already: `bed down --name {options.name}` removes it")
         try:
             _bring_up(options.name, options.count, hostfs, built, Path(real) if real else None)
         except BaseException:
@@ -160,9 +156,7 @@ def _bring_up(name: str, count: int, hostfs: Path, built: release.Built | None, 
 def _traces() -> set[str]:
     """Names of beds that left something on the machine, whoever's cache they are in."""
     names = {name.removeprefix("bed-").split(".")[0] for name in net.namespaces() if name.startswith("bed-")}
-    return names | {
-        name.removeprefix("hearth-bed-").split(".")[0] for name in cgroups.existing("hearth-bed-")
-    }
+    return names | {name.removeprefix("hearth-bed-").split(".")[0] for name in cgroups.existing("hearth-bed-")}
 
 
 def _tear_down(name: str) -> None:
@@ -193,8 +187,8 @@ def _ssh(options: argparse.Namespace) -> int:
 
 def _status(options: argparse.Namespace) -> int:
     if options.all:
-        for bed in state.all_beds():
-            print(f"{bed.name} {bed.subnet} {bed.count} hosts")
+        for each in state.all_beds():
+            print(f"{each.name} {each.subnet} {each.count} hosts")
         return 0
     bed = state.find(options.name)
     if bed is None:
@@ -217,8 +211,8 @@ def _status(options: argparse.Namespace) -> int:
         print(json.dumps(described, indent=1))
         return 0
     print(f"bed {bed.name}: {described['state']}, {bed.subnet}, {bed.folder}")
-    for each, facts in hosts.items():
-        print(f"  {each}  {facts['address']}  {facts['state']}")
+    for host_name, facts in hosts.items():
+        print(f"  {host_name}  {facts['address']}  {facts['state']}")
     for service, answers in services.state(bed).items() if bed.services else ():
         print(f"  {service}: {'answers' if answers else 'does not answer'}")
     return 0

@@ -44,14 +44,10 @@ def run(
     """
     command = [str(word) for word in argv]
     if log is None:
-        done = subprocess.run(
-            command, input=stdin, text=True, capture_output=True, cwd=cwd, env=env, check=False
-        )
+        done = subprocess.run(command, input=stdin, text=True, capture_output=True, cwd=cwd, env=env, check=False)
     else:
         with log.open("a") as file:
-            done = subprocess.run(
-                command, input=stdin, text=True, stdout=file, stderr=file, cwd=cwd, env=env, check=False
-            )
+            done = subprocess.run(command, input=stdin, text=True, stdout=file, stderr=file, cwd=cwd, env=env, check=False)
     if check and done.returncode != 0:
         said = (done.stderr or done.stdout or "") if log is None else log.read_text(errors="replace")
         tail = "\n".join(said.strip().splitlines()[-15:])
@@ -102,7 +98,7 @@ def lock(path: Path, waiting_for: str, *, remove: bool = False) -> Iterator[None
             say(f"waiting for {waiting_for} …")
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         try:
-            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
                 break
         except FileNotFoundError:
             pass

@@ -1,6 +1,7 @@
 """Debian from the machine's own apt sources: the hosts' root file system, and single packages unpacked.
 
-No address of a package registry is written here: what the machine installs from is read from its configuration.
+No address of a package registry is written here: what the machine installs from is read from its
+configuration.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import cache
 from .common import TESTBED, BedError, run
 
 SUITE = "bookworm"
 HOSTFILES = TESTBED / "hostfiles"
 
-# What Debian's installer puts on every machine, as far as a role could notice its absence. Nothing that the roles
-# install, and nothing that k3s brings itself (iptables, conntrack, socat).
+# What Debian's installer puts on every machine, as far as a role could notice its absence. Nothing that the
+# roles install, and nothing that k3s brings itself (iptables, conntrack, socat).
 HOST_PACKAGES = (
     "systemd,systemd-sysv,dbus,udev,openssh-server,sudo,python3,python3-apt,ca-certificates,apt,netbase,tzdata,"
     "iproute2,iputils-ping,nftables,kmod,procps,less"
@@ -65,14 +67,12 @@ def apt_sources() -> list[str]:
                     for address in fields["URIs"].split():
                         found.append(f"deb {signed}{address} {suite} {fields.get('Components', 'main')}")
     if not found:
-        raise BedError(
-            f"this machine has no apt source for Debian {SUITE}: name a file with some in HEARTH_BED_APT_SOURCES"
-        )
+        raise BedError(f"this machine has no apt source for Debian {SUITE}: name a file with one in HEARTH_BED_APT_SOURCES")
     return sorted(set(found))
 
 
 def machine_bundle() -> Path:
-    """The certificates that this machine trusts; a proxy in front of the registries may have one of its own."""
+    """The certificates that this machine trusts: a proxy before the registries may have one of its own."""
     return Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
 
 
@@ -91,7 +91,7 @@ def host_inputs() -> list[str | bytes | Path]:
         HOSTFILES,
         platform.release(),
         machine_bundle(),
-        Path(__file__),
+        *cache.texts(_bootstrap, trust_machine, _built_in_modules),
     ]
 
 
@@ -100,13 +100,11 @@ def _bootstrap(packages: str, target: Path, log: Path) -> None:
     with tempfile.TemporaryDirectory(prefix="hearth-bed-") as scratch:
         sources = Path(scratch) / "bed.list"
         sources.write_text("\n".join(apt_sources()) + "\n")
-        run(
-            "mmdebstrap", "--variant=minbase", *SLIM, f"--include={packages}", SUITE, target, sources, log=log
-        )
+        run("mmdebstrap", "--variant=minbase", *SLIM, f"--include={packages}", SUITE, target, sources, log=log)
 
 
 def trust_machine(root: Path) -> None:
-    """Give the tree the certificates that only this machine knows, so that apt and pip work behind its proxy."""
+    """Give the tree the certificates that only this machine knows: apt and pip then work behind its proxy."""
     known = set(certificates((root / "etc/ssl/certs/ca-certificates.crt").read_text()))
     extra = [pem for pem in certificates(machine_bundle().read_text()) if pem not in known]
     folder = root / "usr/local/share/ca-certificates"
@@ -129,10 +127,9 @@ def _built_in_modules(root: Path) -> None:
     names = {path.name for path in Path("/sys/module").iterdir()}
     config = Path("/proc/config.gz")
     if config.exists():
-        options = set(
-            re.findall(r"^CONFIG_([A-Z0-9_]+)=y$", gzip.decompress(config.read_bytes()).decode(), re.M)
-        )
-        # Modules without parameters have no folder in /sys/module; these are the ones that k3s or a role asks for.
+        options = set(re.findall(r"^CONFIG_([A-Z0-9_]+)=y$", gzip.decompress(config.read_bytes()).decode(), re.M))
+        # Modules without parameters have no folder in /sys/module; these are the ones that k3s or a role asks
+        # for.
         wanted = {
             "OVERLAY_FS": "overlay", "BRIDGE_NETFILTER": "br_netfilter", "NF_CONNTRACK": "nf_conntrack",
             "NF_TABLES": "nf_tables", "VXLAN": "vxlan", "VETH": "veth", "BRIDGE": "bridge", "TUN": "tun",
@@ -156,16 +153,29 @@ def build_host(folder: Path) -> None:
     shutil.copy(HOSTFILES / "bed-kernel", root / "usr/local/sbin/bed-kernel")
     shutil.copy(HOSTFILES / "bed-kernel.service", root / "etc/systemd/system/bed-kernel.service")
     run("chroot", root, "systemctl", "enable", "bed-kernel.service")
-    # Every host gets keys of its own. rsa and ecdsa are left out: sshd then offers the one kind known_hosts has.
+    # Every host gets keys of its own. rsa and ecdsa are left out: sshd then offers the one kind known_hosts
+    # has.
     for key in (root / "etc/ssh").glob("ssh_host_*"):
         key.unlink()
     # An address that nobody routes waits for nothing; these two would delay every boot.
     run("chroot", root, "systemctl", "mask", "systemd-networkd-wait-online.service", "console-getty.service")
-    # mmdebstrap empties the package lists and leaves the folder fresh: apt's cache_valid_time would skip the update.
+    # mmdebstrap empties the package lists and leaves the folder fresh: apt's cache_valid_time would skip the
+    # update.
     os.utime(root / "var/lib/apt/lists", (946684800, 946684800))
     (root / "etc/machine-id").write_text("")
     for leftover in ("etc/hostname", "etc/resolv.conf"):
         (root / leftover).unlink(missing_ok=True)
+
+
+def python_inputs() -> list[str | bytes | Path]:
+    """Everything that the Python base image's file system is made of."""
+    return [
+        *apt_sources(),
+        PYTHON_PACKAGES,
+        *SLIM,
+        machine_bundle(),
+        *cache.texts(_bootstrap, trust_machine, build_python_layer),
+    ]
 
 
 def build_python_layer(folder: Path) -> None:
@@ -186,13 +196,11 @@ def unpacked(*packages: str) -> Iterator[Path]:
     """The files of Debian packages in a scratch folder, nothing installed; apt checks their signatures."""
     with tempfile.TemporaryDirectory(prefix="hearth-bed-") as scratch:
         folder = Path(scratch)
-        os.chmod(folder, 0o755)  # apt downloads as its own user
+        folder.chmod(0o755)  # apt downloads as its own user
         run("apt-get", "-qq", "download", *packages, cwd=folder)
         archives = sorted(folder.glob("*.deb"))
         if len(archives) != len(packages):
-            raise BedError(
-                f"asked apt for {len(packages)} packages and got {len(archives)}: {', '.join(packages)}"
-            )
+            raise BedError(f"asked apt for {len(packages)} packages and got {len(archives)}: {', '.join(packages)}")
         for archive in archives:
             run("dpkg", "-x", archive, folder / "root")
         yield folder / "root"

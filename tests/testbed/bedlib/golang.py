@@ -61,18 +61,14 @@ def kubernetes(version: str) -> Program:
         "gitTreeState=clean",
     )
     flags = " ".join(
-        f"-X {package}.{name}"
-        for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version")
-        for name in names
+        f"-X {package}.{name}" for package in ("k8s.io/component-base/version", "k8s.io/client-go/pkg/version") for name in names
     )
     return Program("kubernetes", GO, ("./cmd/node",), f"-s -w {flags}", sources=(GO / "cmd/node",))
 
 
 def launcher(version: str) -> Program:
     """The stand-in's launcher of one version, without payload."""
-    return Program(
-        "k3s-launcher", GO, ("./cmd/k3s",), f"-s -w -X main.version={version}", sources=(GO / "cmd/k3s",)
-    )
+    return Program("k3s-launcher", GO, ("./cmd/k3s",), f"-s -w -X main.version={version}", sources=(GO / "cmd/k3s",))
 
 
 PACKER = Program("k3spack", GO, ("./cmd/k3spack",), sources=(GO / "cmd/k3s", GO / "cmd/k3spack"))
@@ -81,10 +77,7 @@ COREDNS = Program("coredns", GO / "tools/coredns", (".",), sources=(GO / "tools/
 CONTAINERD = Program(
     "containerd",
     GO / "tools/containerd",
-    tuple(
-        f"github.com/containerd/containerd/v2/cmd/{name}"
-        for name in ("containerd", "containerd-shim-runc-v2", "ctr")
-    ),
+    tuple(f"github.com/containerd/containerd/v2/cmd/{name}" for name in ("containerd", "containerd-shim-runc-v2", "ctr")),
     ldflags="-s -w -X github.com/containerd/containerd/v2/version.Version=v2.4.2",
     tags="no_btrfs,no_zfs,no_devmapper",
 )

@@ -1,4 +1,4 @@
-"""Container images without a container tool: written file by file, so that equal content has an equal digest."""
+"""Container images without a container tool, so that equal content has an equal digest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import tarfile
 import urllib.parse
 import urllib.request
@@ -49,10 +48,8 @@ def _json(value: object) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
-def write_layer(
-    path: Path, files: Mapping[str, Path], links: Mapping[str, str], folders: Sequence[str]
-) -> None:
-    """Write a layer from programs (all mode 0755, root's), symbolic links and folders (/tmp with its sticky bit)."""
+def write_layer(path: Path, files: Mapping[str, Path], links: Mapping[str, str], folders: Sequence[str]) -> None:
+    """Write a layer from programs (mode 0755, root's), symbolic links and folders (/tmp: sticky bit)."""
     with tarfile.open(path, "w", format=tarfile.GNU_FORMAT) as tar:
 
         def add(name: str, kind: bytes, mode: int, target: str = "", content: Path | None = None) -> None:
@@ -102,7 +99,7 @@ def write_archive(path: Path, images: Sequence[Image]) -> None:
 
 
 def push(registry: str, repository: str, tag: str, image: Image, compressed: Path) -> str:
-    """Push an image to a registry over the distribution API and return its digest; plain HTTP, for loopback."""
+    """Push an image over the distribution API and return its digest; plain HTTP, for loopback."""
 
     def call(method: str, url: str, body: bytes | None = None, kind: str = "application/octet-stream") -> Any:
         request = urllib.request.Request(url, data=body, method=method, headers={"Content-Type": kind})
@@ -142,7 +139,3 @@ def push(registry: str, repository: str, tag: str, image: Image, compressed: Pat
     if told != digest:
         raise ValueError(f"the registry stored {told} for a manifest with digest {digest}")
     return digest
-
-
-def size_mb(path: Path) -> float:
-    return os.path.getsize(path) / 1e6

@@ -1,7 +1,7 @@
 """The lab network: one namespace with a bridge, one namespace a host, and one link to the machine.
 
-Traffic between hosts stays on the bridge in the lab namespace. The machine's own namespace gets one link, one route
-and one firewall table, all named after the bed, and ip_forward while at least one bed exists.
+Traffic between hosts stays on the bridge in the lab namespace. The machine's own namespace gets one link, one
+route and one firewall table, all named after the bed, and ip_forward while at least one bed exists.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def free_index() -> int:
 
 
 def up(bed: Bed) -> None:
-    """Make the lab. Call with the machine lock held, right after free_index: the route reserves the subnet."""
+    """Make the lab. Call with the machine lock held since free_index: the route reserves the subnet."""
     lab, link = bed.lab, bed.link
     run("ip", "netns", "add", lab)
     run("ip", "link", "add", link, "type", "veth", "peer", "name", "up0", "netns", lab)
@@ -89,7 +89,7 @@ def up(bed: Bed) -> None:
 
 
 def host_up(bed: Bed, host: str) -> None:
-    """Make a host's namespace anew: after a power cut or reboot, no route or firewall rule may be left in it."""
+    """Make a host's namespace anew: no route or firewall rule outlives a power cut or reboot."""
     host_down(bed, host)
     namespace, port = bed.namespace(host), f"v{host}"
     run("ip", "netns", "add", namespace)
@@ -112,7 +112,7 @@ def host_down(bed: Bed, host: str) -> None:
 
 
 def down(name: str) -> None:
-    """Remove every trace of the bed's network by its names; what is not there is fine. Call with the machine lock."""
+    """Remove the bed's network by its names; what is not there is fine. Call with the machine lock held."""
     for namespace in namespaces():
         if namespace == lab_namespace(name) or namespace.startswith(f"{lab_namespace(name)}."):
             run("ip", "netns", "del", namespace)

@@ -24,14 +24,16 @@ COREDNS = "docker.io/rancher/mirrored-coredns-coredns:bed"
 LOCAL_PATH = "docker.io/rancher/local-path-provisioner:bed"
 BUSYBOX = "docker.io/rancher/mirrored-library-busybox:bed"
 BASE_IMAGE = ("hearth/python-base", "bed")
+PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 # Tools that k3s brings itself: wrapper name → the program in its package.
 AUX = {
-    "nft": "usr/sbin/nft", "conntrack": "usr/sbin/conntrack", "ethtool": "sbin/ethtool", "socat": "usr/bin/socat",
-    "iptables": "usr/sbin/xtables-nft-multi", "iptables-save": "usr/sbin/xtables-nft-multi",
-    "iptables-restore": "usr/sbin/xtables-nft-multi", "ip6tables": "usr/sbin/xtables-nft-multi",
-    "ip6tables-save": "usr/sbin/xtables-nft-multi", "ip6tables-restore": "usr/sbin/xtables-nft-multi",
-}  # fmt: skip
+    "nft": "usr/sbin/nft",
+    "conntrack": "usr/sbin/conntrack",
+    "ethtool": "sbin/ethtool",
+    "socat": "usr/bin/socat",
+    **{f"{family}{use}": "usr/sbin/xtables-nft-multi" for family in ("iptables", "ip6tables") for use in ("", "-save", "-restore")},
+}
 AUX_PACKAGES = ("nftables", "iptables", "conntrack", "ethtool", "socat")
 WRAPPER = """#!/bin/sh
 # Debian's program with Debian's libraries, wherever this folder lies.
@@ -61,7 +63,7 @@ def sha256(path: Path) -> str:
 def lay_out(folder: Path, k3s: Path, archives: Sequence[Path] = ()) -> None:
     """Make a release folder as k3s publishes one: binaries, image archives, checksum files.
 
-    The bed has no arm64 host. `k3s-arm64` is there for the names and checksums, and says so when someone runs it.
+    The bed has no arm64 host. `k3s-arm64` is there for the names and checksums, and says so when run.
     """
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(k3s, folder / "k3s")
@@ -69,9 +71,7 @@ def lay_out(folder: Path, k3s: Path, archives: Sequence[Path] = ()) -> None:
     for archive in archives:
         os.link(archive, folder / archive.name)
     if archives:
-        (folder / "k3s-images.txt").write_text(
-            "".join(f"{name}\n" for name in (COREDNS, BUSYBOX, LOCAL_PATH, PAUSE))
-        )
+        (folder / "k3s-images.txt").write_text("".join(f"{name}\n" for name in (COREDNS, BUSYBOX, LOCAL_PATH, PAUSE)))
     for architecture, files in (
         ("amd64", [*(path.name for path in archives), "k3s"]),
         ("arm64", ["k3s-arm64"]),
@@ -88,11 +88,11 @@ def tools() -> Path:
             shutil.copy(root / "usr/bin/docker-registry", folder / "docker-registry")
         shutil.copy(golang.HELM.entry() / "helm", folder / "helm")
 
-    return cache.entry("tools", [*golang.HELM.inputs(), _source()], build)
+    return cache.entry("tools", golang.HELM.inputs(), build)
 
 
 def system_images() -> Path:
-    """The four images of the payload as docker-archives, and in `release` all of them in one, as k3s publishes them."""
+    """The four images of the payload as docker-archives; in `release` all in one, as k3s publishes them."""
 
     def build(folder: Path) -> None:
         pause, coredns, provisioner = golang.PAUSE.entry(), golang.COREDNS.entry(), golang.LOCAL_PATH.entry()
@@ -134,9 +134,7 @@ def system_images() -> Path:
             image.layer.unlink()
 
     programs = (golang.PAUSE, golang.COREDNS, golang.LOCAL_PATH)
-    return cache.entry(
-        "images", [part for program in programs for part in program.inputs()] + [_source()], build
-    )
+    return cache.entry("images", [*(part for program in programs for part in program.inputs()), Path(images.__file__)], build)
 
 
 def debian_parts() -> Path:
@@ -160,16 +158,14 @@ def debian_parts() -> Path:
             for library in root.glob("usr/lib/x86_64-linux-gnu/xtables/*.so"):
                 shutil.copy(library, folder / "lib/aux/xtables")
 
-    return cache.entry("debian-parts", [*debian.apt_sources(), _source()], build)
+    return cache.entry("debian-parts", [*debian.apt_sources(), WRAPPER, *AUX, *AUX_PACKAGES], build)
 
 
 def _libraries() -> list[str]:
     """Libraries of the network tools that a host does not have, by asking apt what the tools depend on."""
     said = run("apt-cache", "depends", "--recurse", "--no-recommends", "--no-suggests", "--no-conflicts",
                "--no-breaks", "--no-replaces", "--no-enhances", *AUX_PACKAGES).stdout  # fmt: skip
-    wanted = re.compile(
-        r"lib(nftables|xtables|nftnl|mnl|nfnetlink|netfilter-conntrack|ip4tc|ip6tc|jansson|edit|bsd|md)\d*"
-    )
+    wanted = re.compile(r"lib(nftables|xtables|nftnl|mnl|nfnetlink|netfilter-conntrack|ip4tc|ip6tc|jansson|edit|bsd|md)\d*")
     found = sorted({line.strip() for line in said.splitlines() if re.fullmatch(wanted, line.strip())})
     return [name for name in found if not re.fullmatch(r"libc\d", name)]
 
@@ -197,7 +193,7 @@ def payload(version: str) -> Path:
         lay_out(folder / version, folder / "k3s", sorted((system_images() / "release").iterdir()))
         (folder / "k3s").unlink()
 
-    return cache.entry("release", [version, *inputs, *debian.apt_sources(), _source()], build) / version
+    return cache.entry("release", [version, *inputs, str(debian_parts()), str(system_images()), *cache.texts(lay_out)], build) / version
 
 
 def releases() -> Path:
@@ -219,30 +215,26 @@ def registry(tools_folder: Path) -> tuple[Path, str]:
         debian.build_python_layer(folder)
         image = images.Image(
             f"{name}:{tag}", folder / "layer.tar",
-            {"Cmd": ["python3"], "Env": ["PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LANG=C.UTF-8"]},
+            {"Cmd": ["python3"], "Env": [f"PATH={PATH}", "LANG=C.UTF-8"]},
         )  # fmt: skip
-        with image.layer.open("rb") as source, (folder / "layer.tar.gz").open("wb") as target:
-            with gzip.GzipFile("", "wb", 6, target, mtime=0) as packed:
-                shutil.copyfileobj(source, packed)
-        with _registry_on_loopback(tools_folder / "docker-registry", folder) as address:
+        with (
+            image.layer.open("rb") as source,
+            (folder / "layer.tar.gz").open("wb") as target,
+            gzip.GzipFile("", "wb", 6, target, mtime=0) as packed,
+        ):
+            shutil.copyfileobj(source, packed)
+        with _Registry(tools_folder / "docker-registry", folder) as address:
             digest = images.push(address, name, tag, image, folder / "layer.tar.gz")
         (folder / "base_image").write_text(f"{name}@{digest}")
         for leftover in ("layer.tar", "layer.tar.gz", "registry.yml"):
             (folder / leftover).unlink()
 
-    inputs = [
-        *debian.apt_sources(),
-        debian.machine_bundle(),
-        debian.PYTHON_PACKAGES,
-        Path(debian.__file__),
-        _source(),
-    ]
-    entry = cache.entry("registry", inputs, build)
+    entry = cache.entry("registry", [*debian.python_inputs(), Path(images.__file__), PATH], build)
     return entry / "storage", (entry / "base_image").read_text()
 
 
-class _registry_on_loopback:
-    """Run docker-registry on a free port of 127.0.0.1 with its storage in `folder`, for as long as the block lasts."""
+class _Registry:
+    """docker-registry on a free port of 127.0.0.1 with its storage in `folder`, while the block lasts."""
 
     def __init__(self, program: Path, folder: Path) -> None:
         with socket.socket() as free:
@@ -273,11 +265,6 @@ class _registry_on_loopback:
     def __exit__(self, *_: object) -> None:
         self.process.terminate()
         self.process.wait()
-
-
-def _source() -> str:
-    """This file's and the image writer's text: what they do is an input of every build here."""
-    return cache.digest([Path(__file__), Path(images.__file__)])
 
 
 def build_everything() -> Built:

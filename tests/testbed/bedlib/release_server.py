@@ -2,11 +2,12 @@
 
     /k3s/download/<version>/<file>          the file; `+` in the version may be written as %2B
     /faults/wrong-checksum/k3s/download/…   the checksum file names another checksum for every file
-    /faults/cut/k3s/download/…              the connection closes after half of a binary; checksum files come whole
-    /faults/slow/k3s/download/…             a binary comes at 2 MB a second, so that a test can act in the middle
+    /faults/cut/k3s/download/…              the connection closes after half of a binary
+    /faults/slow/k3s/download/…             a binary comes at 2 MB a second: time to act in the middle
     anything else                           404
 
-Run: python3 release_server.py --bind 10.77.0.1:8443 --cert FILE --key FILE --root DIR, where DIR has a folder a version.
+Run: python3 release_server.py --bind 10.77.0.1:8443 --cert FILE --key FILE --root DIR, where DIR has a folder
+a version.
 """
 
 from __future__ import annotations
@@ -86,9 +87,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name in ("--bind", "--cert", "--key", "--root"):
         parser.add_argument(name, required=True)
     options = parser.parse_args()
@@ -97,7 +96,8 @@ def main() -> None:
     server = http.server.ThreadingHTTPServer((host, int(port)), Handler)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(options.cert, options.key)
-    # The handshake happens in the request's own thread: a client that connects and says nothing blocks nobody else.
+    # The handshake happens in the request's own thread: a client that connects and says nothing blocks nobody
+    # else.
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     server.serve_forever()
 

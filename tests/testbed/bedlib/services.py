@@ -1,4 +1,4 @@
-"""The services of the lab, on its gateway address: release mirror, image registry, and a stand-in for the AI vendor."""
+"""The services of the lab, on its gateway address: release mirror, registry, stand-in for the AI vendor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANTHROPIC_MOCK = REPOSITORY / "tests/mocks/anthropic_server.py"
 
 
 def start(bed: Bed, built: release.Built) -> dict[str, Any]:
-    """Start the services and return what `env.json` says of them. Raises BedError when one does not listen."""
+    """Start the services and return what `env.json` says of them; BedError when one does not listen."""
     cgroups.create(bed.cgroup("services"))
     logs = bed.folder / "log"
     logs.mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ def _start_registry(bed: Bed, built: release.Built) -> None:
 
 
 def _spawn(bed: Bed, name: str, port: int, *command: str) -> None:
-    """Start a service in the lab namespace and in the bed's cgroup, and wait until it does TLS on its port."""
+    """Start a service in the lab namespace and the bed's cgroup; wait until it does TLS on its port."""
     group = bed.cgroup("services")
     path = bed.folder / "log" / f"{name}.log"
     with path.open("a") as log:
@@ -146,7 +146,5 @@ def prepare_release(bed: Bed, built: release.Built, real: Path | None) -> dict[s
     return {
         "stand_in": real is None,
         "version": versions[0],
-        "versions": {
-            version: {"sha256": {"amd64": release.sha256(root / version / "k3s")}} for version in versions
-        },
+        "versions": {version: {"sha256": {"amd64": release.sha256(root / version / "k3s")}} for version in versions},
     }

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from .common import LOCKS, BedError, cache_dir, lock, write
 
-# No dot: it ends a bed's name in the names of what belongs to the bed, so that `a` does not take away what `a-h1` has.
+# No dot: it ends a bed's name in the names of what belongs to the bed, so that `a` does not take away what
+# `a-h1` has.
 NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 LINK_LENGTH = 15  # of an interface name, set by the kernel
 MAX_HOSTS = 20
@@ -88,9 +89,7 @@ class Bed:
 
 def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise BedError(
-            f"a bed's name is up to 31 lower-case letters, digits and dashes, a letter first: not {name!r}"
-        )
+        raise BedError(f"a bed's name is up to 31 lower-case letters, digits and dashes, a letter first: not {name!r}")
 
 
 def beds_dir() -> Path:
@@ -131,9 +130,7 @@ def load(name: str) -> Bed:
     if bed is None:
         raise BedError(f"there is no bed {name}: start one with `bed up -n 1 --name {name}`")
     if not bed.complete:
-        raise BedError(
-            f"bed {name} did not come up completely: `bed down --name {name}` removes what there is"
-        )
+        raise BedError(f"bed {name} did not come up completely: `bed down --name {name}` removes what there is")
     return bed
 
 

@@ -1,4 +1,4 @@
-"""The certificates of a bed: one authority, and one certificate for its services. Made by openssl, kept in its folder."""
+"""The certificates of a bed, made by openssl: one authority, one certificate for its services."""
 
 from __future__ import annotations
 
@@ -29,8 +29,9 @@ def make(bed: Bed) -> None:
         "subjectKeyIdentifier=hash\nauthorityKeyIdentifier=keyid\n",
     )
     run(
-        "openssl", "x509", "-req", "-in", folder / "services.csr", "-CA", folder / "ca.crt", "-CAkey", folder / "ca.key",
-        "-CAcreateserial", "-days", DAYS, "-extfile", folder / "services.ext", "-out", folder / "services.crt",
+        "openssl", "x509", "-req", "-days", DAYS, "-in", folder / "services.csr", "-out", folder / "services.crt",
+        "-CA", folder / "ca.crt", "-CAkey", folder / "ca.key", "-CAcreateserial",
+        "-extfile", folder / "services.ext",
     )  # fmt: skip
     for leftover in ("services.csr", "services.ext", "ca.srl"):
         (folder / leftover).unlink(missing_ok=True)
