@@ -164,7 +164,7 @@ def pod_problem(pod: Mapping[str, Any]) -> PodProblem | None:
         if crashed and not container.get("ready"):
             why = f"container {name} ended with status {ended.get('exitCode')}"
             why += f" ({ended['reason']})" if ended.get("reason") not in (None, "Error") else ""
-            restarted = bool(state.get("running"))
+            restarted = "running" in state
             return PodProblem(f"{why}, {restarts} restart(s)", name, restarted, restarts >= _CRASHES_BEFORE_GIVING_UP)
         if reason and reason not in ("ContainerCreating", "PodInitializing"):
             message = f": {waiting['message']}" if waiting.get("message") else ""

@@ -331,9 +331,10 @@ class Run:
         living = [pod for pod in pods if not pod["metadata"].get("deletionTimestamp")]
         return max(living, key=lambda pod: str(pod["metadata"]["creationTimestamp"]), default=None)
 
-    def _explain(self, workload: Object, lack: str) -> tuple[str, bool]:
+    def _explain(self, workload: Object, lack: str, late: bool) -> tuple[str, bool]:
         """Why a workload is not ready, and whether waiting is in vain."""
-        text = f"{title(workload)} is not ready: {lack}"
+        waited = f" after {self.params['wait_timeout_s']} s" if late else ""
+        text = f"{title(workload)} is not ready{waited}: {lack}"
         pod = self._newest_pod(workload)
         if pod is None:
             return f"{text}; it has no pod (kubectl -n {workload['metadata']['namespace']} describe its ReplicaSet)", False
@@ -370,12 +371,11 @@ class Run:
                 if lack is None:
                     continue
                 still.append(now)
-                text, hopeless = self._explain(now, lack)
+                text, hopeless = self._explain(now, lack, late)
                 if late or hopeless:
                     reports.append(text)
             if reports:
-                waited = f" after {timeout_s} s" if late else ""
-                raise ManifestsError(f"{'; '.join(reports)}{waited}" if len(reports[0]) < 200 else "; ".join(reports))
+                raise ManifestsError("; ".join(reports))
             pending = still
 
 

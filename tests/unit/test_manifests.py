@@ -1,0 +1,235 @@
+"""Module manifests against a cluster in memory."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from ansible_collections.homelab.hearth.plugins.module_utils._k8s import NoClusterError
+from ansible_collections.homelab.hearth.plugins.modules import manifests
+
+from tests.unit.fake_cluster import FakeCluster, Object
+
+LABELS = {"app.kubernetes.io/managed-by": "hearth", "hearth.homelab/component": "gateway"}
+Run = Callable[..., dict[str, Any]]
+
+
+def made(kind: str, name: str, namespace: str | None = "hearth", **more: Any) -> Object:
+    meta: dict[str, Any] = {"name": name, "labels": dict(LABELS)}
+    if namespace:
+        meta["namespace"] = namespace
+    return {"apiVersion": "v1", "kind": kind, "metadata": meta, **more}
+
+
+def ready(stored: Object) -> None:
+    """The controllers of a cluster, in one line: what is applied is ready at once."""
+    if stored["kind"] == "Deployment":
+        generation = stored["metadata"]["generation"]
+        stored["status"] = {"observedGeneration": generation, "replicas": 1, "updatedReplicas": 1, "availableReplicas": 1}
+
+
+NAMESPACE = made("Namespace", "hearth", None)
+CONFIG = made("ConfigMap", "config", data={"a": "1"})
+DEPLOYMENT = made("Deployment", "gateway", spec={"replicas": 1, "selector": {"matchLabels": {"app": "gateway"}}})
+ALL = [DEPLOYMENT, CONFIG, NAMESPACE]
+SECRETS = [
+    {"name": "tokens", "namespace": "hearth", "generated": ["operator"]},
+    {"name": "keys", "namespace": "hearth", "data": {"anthropic": "sk-ant-fixture"}},
+]
+
+
+@pytest.fixture
+def cluster(monkeypatch: pytest.MonkeyPatch) -> FakeCluster:
+    fake = FakeCluster()
+    fake.on_apply = ready
+    monkeypatch.setattr(manifests, "Cluster", fake.connect)
+    monkeypatch.setattr(manifests.time, "sleep", lambda seconds: None)
+    return fake
+
+
+@pytest.fixture
+def apply(run_module: Run) -> Run:
+    def run(definitions: list[Object] | None = None, **arguments: Any) -> dict[str, Any]:
+        return run_module(manifests.main, component="gateway", definitions=ALL if definitions is None else definitions, **arguments)
+
+    return run
+
+
+def value(cluster: FakeCluster, secret: str, key: str) -> str:
+    return base64.b64decode(cluster.objects[("Secret", "hearth", secret)]["data"][key]).decode()
+
+
+def test_everything_is_made_in_an_order_that_works(cluster: FakeCluster, apply: Run) -> None:
+    result = apply(secrets=SECRETS)
+    assert cluster.writes == [
+        "apply Namespace hearth", "apply Secret tokens", "apply Secret keys", "apply ConfigMap config", "apply Deployment gateway",
+    ]  # fmt: skip
+    assert result["changed"]
+    assert result["created"][0] == "Namespace hearth"
+    assert result["unchanged"] == 0
+
+
+def test_a_second_time_changes_nothing(cluster: FakeCluster, apply: Run) -> None:
+    apply(secrets=SECRETS)
+    token, versions = value(cluster, "tokens", "operator"), {k: v["metadata"]["resourceVersion"] for k, v in cluster.objects.items()}
+    result = apply(secrets=SECRETS)
+    assert not result["changed"]
+    assert result["unchanged"] == 5
+    assert result["diff"] == []
+    assert value(cluster, "tokens", "operator") == token
+    assert {k: v["metadata"]["resourceVersion"] for k, v in cluster.objects.items()} == versions
+
+
+def test_a_generated_value_is_long_and_without_newline(cluster: FakeCluster, apply: Run) -> None:
+    apply(secrets=SECRETS)
+    token = value(cluster, "tokens", "operator")
+    assert len(token) >= 43
+    assert token == token.strip()
+
+
+def test_no_value_of_a_secret_is_in_the_result(cluster: FakeCluster, apply: Run) -> None:
+    results = [apply(secrets=SECRETS, diff=True)]
+    changed = [{**SECRETS[0]}, {**SECRETS[1], "data": {"anthropic": "sk-ant-other"}}]
+    results.append(apply(secrets=changed, diff=True))
+    assert results[1]["updated"] == ["Secret hearth/keys"]
+    token = value(cluster, "tokens", "operator")
+    for result in results:
+        text = json.dumps(result)
+        for secret in (token, "sk-ant-fixture", "sk-ant-other"):
+            assert secret not in text
+            assert base64.b64encode(secret.encode()).decode() not in text
+
+
+def test_a_key_that_is_no_longer_given_is_removed(cluster: FakeCluster, apply: Run) -> None:
+    apply(secrets=SECRETS)
+    apply(secrets=[SECRETS[0], {"name": "keys", "namespace": "hearth"}])
+    assert cluster.objects[("Secret", "hearth", "keys")]["data"] == {}
+
+
+def test_what_is_no_longer_rendered_is_pruned_and_nothing_else(cluster: FakeCluster, apply: Run) -> None:
+    other = made("ConfigMap", "others")
+    other["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "hearth", "hearth.homelab/component": "monitoring"}
+    owned = made("ConfigMap", "owned")
+    owned["metadata"]["ownerReferences"] = [{"kind": "CronJob"}]
+    apply([*ALL, made("Service", "old"), made("PersistentVolumeClaim", "data")], secrets=SECRETS)
+    for definition in (other, owned):
+        cluster.create(definition)
+    result = apply(secrets=SECRETS[:1])
+    assert result["pruned"] == ["Secret hearth/keys", "Service hearth/old"]
+    names = {name for _, _, name in cluster.objects}
+    assert {"others", "owned", "data", "config"} <= names, "volume claims, other components and owned objects stay"
+    assert not apply(secrets=SECRETS[:1])["changed"]
+
+
+def test_pruning_can_be_switched_off(cluster: FakeCluster, apply: Run) -> None:
+    apply([*ALL, made("Service", "old")])
+    assert not apply(prune=False)["changed"]
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_check_mode_tells_the_truth_and_writes_nothing(cluster: FakeCluster, apply: Run, deployed: bool) -> None:
+    if deployed:
+        apply([*ALL, made("Service", "old")], secrets=SECRETS)
+        cluster.writes.clear()
+    changed = made("ConfigMap", "config", data={"a": "2"})
+    result = apply([DEPLOYMENT, changed, NAMESPACE], secrets=SECRETS, check=True, diff=True)
+    assert cluster.writes == []
+    assert result["changed"]
+    if deployed:
+        assert (result["created"], result["updated"], result["pruned"]) == ([], ["ConfigMap hearth/config"], ["Service hearth/old"])
+        assert "a: '1'" in result["diff"][0]["before"]
+        assert "a: '2'" in result["diff"][0]["after"]
+    else:
+        assert len(result["created"]) == 5, "the namespace is not there yet, and that is no failure"
+
+
+def test_check_mode_without_a_cluster_says_what_would_be_made(monkeypatch: pytest.MonkeyPatch, apply: Run) -> None:
+    def nobody(module: Any, field_manager: str) -> None:
+        raise NoClusterError("no cluster answers at 192.0.2.1:6443 (no answer)")
+
+    monkeypatch.setattr(manifests, "Cluster", nobody)
+    result = apply(secrets=SECRETS, check=True)
+    assert result["changed"]
+    assert result["cluster"] == "no cluster answers at 192.0.2.1:6443 (no answer)"
+    assert "Deployment hearth/gateway" in result["created"]
+    assert "Secret hearth/keys" in result["created"]
+    failed = apply(secrets=SECRETS)
+    assert failed["failed"]
+    assert failed["msg"] == "No cluster answers at 192.0.2.1:6443 (no answer)"
+
+
+def test_it_waits_until_the_workload_is_ready(cluster: FakeCluster, apply: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.on_apply = None
+    looks = []
+
+    def time_passes(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            ready(cluster.objects[("Deployment", "hearth", "gateway")])
+
+    monkeypatch.setattr(manifests.time, "sleep", time_passes)
+    assert apply(wait_sleep_s=0.5)["changed"]
+    assert looks == [0.5] * 3
+
+
+def broken_pod(cluster: FakeCluster, **status: Any) -> None:
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "gateway-1", "namespace": "hearth", "labels": {"app": "gateway"}}}
+    cluster.create(NAMESPACE)
+    cluster.create({**pod, "status": {"containerStatuses": [{"name": "gateway", "ready": False, **status}]}})
+
+
+def test_a_crashing_pod_ends_the_wait_with_its_last_log_lines(cluster: FakeCluster, apply: Run) -> None:
+    cluster.on_apply = None
+    crash = {"terminated": {"exitCode": 2, "reason": "Error"}}
+    broken_pod(cluster, restartCount=3, state={"waiting": {"reason": "CrashLoopBackOff"}}, lastState=crash)
+    cluster.log_lines["gateway-1"] = [f"line {n}" for n in range(40)]
+    result = apply()
+    assert result["failed"]
+    assert "Deployment hearth/gateway is not ready" in result["msg"]
+    assert "pod gateway-1: container gateway ended with status 2, 3 restart(s)" in result["msg"]
+    assert "line 39" in result["msg"]
+    assert "line 24" not in result["msg"], "the last fifteen lines are enough"
+
+
+def test_when_time_is_up_the_reason_is_named(cluster: FakeCluster, apply: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster.on_apply = None
+    broken_pod(cluster, state={"waiting": {"reason": "ErrImageNeverPull", "message": "image is not present"}})
+    clock = iter(range(0, 10_000, 10))
+    monkeypatch.setattr(manifests.time, "monotonic", lambda: next(clock))
+    result = apply(wait_timeout_s=60)
+    assert result["failed"]
+    assert "after 60 s" in result["msg"]
+    assert "ErrImageNeverPull: image is not present" in result["msg"]
+
+
+def test_nothing_is_pruned_when_the_new_version_does_not_come_up(cluster: FakeCluster, apply: Run) -> None:
+    apply([*ALL, made("Service", "old")])
+    cluster.on_apply = None
+    cluster.objects[("Deployment", "hearth", "gateway")]["status"] = {}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p", "namespace": "hearth", "labels": {"app": "gateway"}}}
+    status = {"name": "gateway", "ready": False, "state": {"waiting": {"reason": "InvalidImageName"}}}
+    cluster.create({**pod, "status": {"containerStatuses": [status]}})
+    changed = made("Deployment", "gateway", spec={"replicas": 1, "selector": {"matchLabels": {"app": "gateway"}}, "paused": False})
+    result = apply([changed, CONFIG, NAMESPACE])
+    assert result["failed"]
+    assert ("Service", "hearth", "old") in cluster.objects
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        (made("Secret", "s", data={"k": "dg=="}), "a Secret among the manifests"),
+        ({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "x"}}, "lacks the label"),
+        ({"apiVersion": "v1", "kind": "Service", "metadata": {}}, "lacks apiVersion, kind or metadata.name"),
+    ],
+)
+def test_what_must_not_be_applied_is_refused_before_anything_is_written(
+    cluster: FakeCluster, apply: Run, definition: Object, message: str
+) -> None:
+    result = apply([*ALL, definition])
+    assert result["failed"]
+    assert message in result["msg"]
+    assert cluster.writes == []
