@@ -15,6 +15,8 @@ import yaml
 
 Pin = dict[str, Any]
 
+FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
 KINDS = ("file", "chart", "image")
 ARCHITECTURES = ("amd64", "arm64", "any", "index", "unknown")
 
@@ -46,7 +48,8 @@ def load(path: Path | None = None) -> list[Pin]:
     """The pins of a lock file. Raises PinError when the file is missing or is not a lock."""
     source = path or default_path()
     try:
-        document = yaml.safe_load(source.read_text(encoding="utf-8"))
+        # The C loader reads the lock in a tenth of the time, and every worker that looks something up reads it.
+        document = yaml.load(source.read_text(encoding="utf-8"), Loader=FAST_LOADER)  # noqa: S506  (a safe loader)
     except (OSError, yaml.YAMLError) as error:
         raise PinError(f"{source}: {error}") from error
     if not isinstance(document, dict) or document.get("format") != 1 or not isinstance(document.get("pins"), list):

@@ -113,7 +113,7 @@ def _clock(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tuple
 def _network(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     network = survey["network"]
     if want.get("default_route") and not network["default_route"]:
-        yield "there is no default route", "add one; without internet a dummy is enough: ip route add default via <any address of the LAN>"
+        yield "there is no default route", "add one; without internet a dummy is enough: ip route add default dev <interface>"
     ours = {(p["protocol"], p["port"]): p for p in network["ports"]}
     for port in want.get("ports", []):
         found = ours.get((port.get("protocol", "tcp"), port["port"]))
@@ -159,7 +159,10 @@ def _modules(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tup
             "reboot the host, or set host_reboot_enabled: true and let the play do it",
         )
     else:
-        yield f"the kernel {survey['system']['kernel']} has no {names}", "use a kernel with these modules (Debian's linux-image-amd64, linux-image-arm64)"
+        yield (
+            f"the kernel {survey['system']['kernel']} has no {names}",
+            "use a kernel with these modules (Debian's linux-image-amd64, linux-image-arm64)",
+        )
 
 
 def _k3s_installed(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
@@ -296,7 +299,8 @@ def variable_problems(host: str, variables: Iterable[str], known: Iterable[str])
         if name in all_known or name.split("_", 1)[0] + "_" not in prefixes or name == "host_key_checking":
             continue
         near = _k3s.nearest(name, all_known)
-        found.append(_problem(host, f"there is no variable {name}", f"did you mean {near}?" if near else "remove it; docs/variables.md lists all"))
+        fix = f"did you mean {near}?" if near else "remove it; docs/variables.md lists all"
+        found.append(_problem(host, f"there is no variable {name}", fix))
     return found
 
 
@@ -316,15 +320,28 @@ def notes(host: str, survey: Mapping[str, Any]) -> list[str]:
     return [f"{host}: {note}" for note in found]
 
 
+def _paragraph(text: str, first: str, rest: str) -> list[str]:
+    """Text wrapped to a terminal; addresses and commands stay whole, so that they can be copied."""
+    return textwrap.wrap(
+        text, 100, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def _sentence(text: str) -> str:
+    return text if text[-1] in ".?!" else text + "."
+
+
 def report(problems: Sequence[Problem]) -> str:
-    """Problems as text for a person: by host, each with its fix, wrapped to a terminal."""
+    """Problems as text for a person: by host, each with its fix."""
     hosts = list(dict.fromkeys(p["host"] for p in problems))
     count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
     lines = [f"{count} to solve first. Nothing has been changed."]
     for host in hosts:
         lines += ["", f"{host}:"]
         for problem in (p for p in problems if p["host"] == host):
-            text = problem["problem"][0].upper() + problem["problem"][1:]
-            lines += textwrap.wrap(text + ".", 100, initial_indent="  * ", subsequent_indent="    ", break_long_words=False, break_on_hyphens=False)
-            lines += textwrap.wrap("Fix: " + problem["fix"], 100, initial_indent="    ", subsequent_indent="         ", break_long_words=False, break_on_hyphens=False)
+            text = problem["problem"]
+            if "://" not in text.split()[0]:
+                text = text[0].upper() + text[1:]
+            lines += _paragraph(_sentence(text), "  * ", "    ")
+            lines += _paragraph(_sentence("Fix: " + problem["fix"]), "    ", "         ")
     return "\n".join(lines)

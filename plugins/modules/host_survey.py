@@ -148,7 +148,9 @@ survey:
       description: modules (name to loaded, builtin, available, absent or unknown) and sysctl (name to value, null where it does not exist).
       type: dict
     packages:
-      description: installed (name to version) of those asked for, interrupted (dpkg was stopped in the middle), removable (brought by the host role, and needed by nothing else), and all when wanted.
+      description: >-
+        installed (name to version) of those asked for, interrupted (dpkg was stopped in the middle), removable (brought by
+        the host role, and needed by nothing else), and all when wanted.
       type: dict
     services:
       description: Unit name to active, enabled and exists.
@@ -182,7 +184,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -260,7 +261,7 @@ def clock_synchronised() -> bool | None:
 
 def survey_network(module: AnsibleModule) -> dict[str, Any]:
     routes = _host.parse_routes(read("/proc/net/route") or "")
-    default = [r for r in routes if r["destination"] == "0.0.0.0/0"]  # noqa: S104  (a route, not a bind address)
+    default = [r for r in routes if r["destination"] == "0.0.0.0/0"]
     wanted = module.params["ports"]
     firewalls = [name for name in ("ufw", "firewalld") if firewall_active(module, name)] if wanted else []
     return {
@@ -362,7 +363,8 @@ def kernel_config() -> dict[str, str] | None:
         if found is None:
             return None
         text = found
-    return _host.parse_kernel_config(text)
+    config: dict[str, str] = _host.parse_kernel_config(text)
+    return config
 
 
 # -- packages, services, paths ------------------------------------------------------------------------------------
@@ -486,7 +488,8 @@ def probe_download(probe: dict[str, Any] | None, version: str) -> dict[str, Any]
     except urllib.error.HTTPError as failure:
         error = f"answers {failure.code} {failure.reason}"
     except (OSError, ValueError) as failure:
-        error = str(getattr(failure, "reason", failure))
+        reason = getattr(failure, "reason", failure)
+        error = getattr(reason, "strerror", None) or str(reason)
     return {"url": url, "ok": not error, "seconds": round(time.monotonic() - start, 2), "error": error}
 
 

@@ -69,9 +69,10 @@ class TokenRefused(Exception):
 def read_secret(path: pathlib.Path) -> str:
     """Secret part of a token file, empty when the file is missing or was cut to nothing by a power failure."""
     try:
-        return _k3s.token_secret(path.read_text())
+        text = path.read_text()
     except OSError:
         return ""
+    return str(_k3s.token_secret(text))
 
 
 def choose(given: str, in_file: str, in_use: str) -> tuple[str, str]:
