@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,9 @@ def run_module(capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., dic
     """Run a module's `main` with arguments, in process; returns the result that Ansible would get."""
 
     def run(main: Callable[[], None], check: bool = False, diff: bool = False, **arguments: Any) -> dict[str, Any]:
-        given = {**arguments, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_remote_tmp": "/tmp"}
+        # None means: not given.
+        arguments = {name: value for name, value in arguments.items() if value is not None}
+        given = {**arguments, "_ansible_check_mode": check, "_ansible_diff": diff, "_ansible_remote_tmp": tempfile.gettempdir()}
         capsys.readouterr()
         with patch_module_args(given), pytest.raises(SystemExit):
             main()

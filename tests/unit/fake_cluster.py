@@ -56,7 +56,12 @@ class FakeCluster:
                 new.setdefault("status", status)
         self.version += 1
         generation = old["metadata"].get("generation", 0) + 1 if old else 1
-        new["metadata"] = {**meta, "resourceVersion": str(self.version), "generation": generation, "creationTimestamp": f"t{self.version:06d}"}
+        new["metadata"] = {
+            **meta,
+            "resourceVersion": str(self.version),
+            "generation": generation,
+            "creationTimestamp": f"t{self.version:06d}",
+        }
         if not self.dry_run:
             self.objects[key] = new
             self.writes.append(f"{verb} {kind} {name}")

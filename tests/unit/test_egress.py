@@ -28,7 +28,9 @@ def test_a_name_opens_its_port_to_the_internet_and_to_nothing_at_home() -> None:
     ],
 )
 def test_an_address_opens_itself_alone(url: str, cidr: str, port: int) -> None:
-    assert egress.rules([{"name": "x", "url": url}]) == [{"to": [{"ipBlock": {"cidr": cidr}}], "ports": [{"protocol": "TCP", "port": port}]}]
+    assert egress.rules([{"name": "x", "url": url}]) == [
+        {"to": [{"ipBlock": {"cidr": cidr}}], "ports": [{"protocol": "TCP", "port": port}]}
+    ]
 
 
 def test_a_namespace_with_pods() -> None:
