@@ -35,7 +35,7 @@ NAMESPACE = made("Namespace", "hearth", None)
 CONFIG = made("ConfigMap", "config", data={"a": "1"})
 DEPLOYMENT = made("Deployment", "gateway", spec={"replicas": 1, "selector": {"matchLabels": {"app": "gateway"}}})
 ALL = [DEPLOYMENT, CONFIG, NAMESPACE]
-SECRETS = [
+SECRETS: list[Object] = [
     {"name": "tokens", "namespace": "hearth", "generated": ["operator"]},
     {"name": "keys", "namespace": "hearth", "data": {"anthropic": "sk-ant-fixture"}},
 ]
