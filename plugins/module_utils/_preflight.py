@@ -340,7 +340,7 @@ def report(problems: Sequence[Problem]) -> str:
         lines += ["", f"{host}:"]
         for problem in (p for p in problems if p["host"] == host):
             text = problem["problem"]
-            if "://" not in text.split()[0]:
+            if text.split()[0].isalpha():  # not the name of a setting, not an address: those stay as they are
                 text = text[0].upper() + text[1:]
             lines += _paragraph(_sentence(text), "  * ", "    ")
             lines += _paragraph(_sentence("Fix: " + problem["fix"]), "    ", "         ")
