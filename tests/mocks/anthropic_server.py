@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """A stand-in for Anthropic's Messages API. Standard library only; not the real thing.
 
-It is strict where the vendor is strict: the headers x-api-key and anthropic-version, and a body in
+It is strict where the vendor is strict: the key, the header anthropic-version, and a body in
 which every key must be known. What it does not implement it refuses with 400, so a gateway that
 sends something new fails a test here and not at the vendor.
 
@@ -42,7 +42,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-API_VERSION = "2023-06-01"
+# The newer version refuses sampling parameters (platform.claude.com, "Versions").
+API_VERSIONS = {"2023-06-01": set(), "2026-10-21": {"temperature", "top_p"}}
 MAX_BODY_BYTES = 32 * 1024 * 1024
 
 Block = dict[str, Any]
@@ -76,11 +77,14 @@ def need(condition: object, message: str) -> None:
         raise BadRequestError(message)
 
 
-def check_request(body: Any) -> None:
-    """Raises ``BadRequestError`` for anything the Messages API does not take, or that we do not know."""
+def check_request(body: Any, version: str) -> None:
+    """Raises ``BadRequestError`` for anything that version of the API does not take, or that we do not know."""
     need(isinstance(body, dict), "the body must be an object")
     for key, value in body.items():
-        need(key in REQUEST_KEYS, f"{key}: Extra inputs are not permitted")
+        need(
+            key in REQUEST_KEYS and key not in API_VERSIONS[version],
+            f"{key}: Extra inputs are not permitted",
+        )
         kinds = REQUEST_KEYS[key]
         need(isinstance(value, kinds), f"{key}: wrong type")  # type: ignore[arg-type]
     for key in ("model", "max_tokens", "messages"):
@@ -108,6 +112,7 @@ def check_messages(messages: list[Any], tools: set[str]) -> None:
         need(isinstance(message, dict) and set(message) == {"role", "content"}, f"messages.{index}: bad keys")
         role = message["role"]
         need(role in ROLE_BLOCKS, f"messages.{index}.role: must be user or assistant")
+        # The vendor would join neighbours; Bedrock, which gets the same history, refuses them.
         need(role != previous_role, f"messages.{index}: roles must alternate")
         need(index or role == "user", "messages: first message must use the user role")
         content = message["content"]
@@ -420,14 +425,15 @@ class Handler(BaseHTTPRequestHandler):
                 self.headers.get("content-type") == "application/json",
                 "content-type: must be application/json",
             )
-            need(
-                self.headers.get("anthropic-version") == API_VERSION, "anthropic-version: header is required"
-            )
-            if self.headers.get("x-api-key") != self.server.api_key:
+            version = self.headers.get("anthropic-version", "")
+            need(version in API_VERSIONS, "anthropic-version: header is required")
+            # The vendor's own SDKs send the key as a bearer token since October 2026.
+            key = self.headers.get("x-api-key") or self.headers.get("authorization", "").removeprefix("Bearer ")
+            if key != self.server.api_key:
                 status, kind = 401, "authentication_error"
                 raise BadRequestError("invalid x-api-key")
             body = json.loads(raw)
-            check_request(body)
+            check_request(body, version)
         except BadRequestError as error:
             problem = str(error)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -14,6 +14,8 @@ from hearth_gateway.translate.anthropic_response import MessageReader, error_fro
 from hearth_gateway.translate.events import IDLE, End, Event
 from hearth_gateway.translate.sse import SseParser
 
+# Not the newest, 2026-10-21: that one refuses `temperature` and `top_p`, also for the models that
+# honour them, and changes nothing else that we send or read.
 API_VERSION = "2023-06-01"
 # A text event is a few hundred bytes; a signed thinking block can be large. More is a fault.
 _MAX_EVENT_BYTES = 4 * 1024 * 1024

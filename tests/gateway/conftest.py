@@ -1,0 +1,11 @@
+"""Makes the support module importable and its fixtures known."""
+
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE), str(HERE.parents[1] / "files" / "gateway" / "src")]
+
+from gateway_support import own, shared, vendor  # noqa: E402
+
+__all__ = ["own", "shared", "vendor"]
