@@ -97,6 +97,7 @@ kind: ConfigMap
 metadata: {name: answer}
 data:
   answer: |
+    while read -r line && [ ${#line} -gt 1 ]; do :; done
     printf 'HTTP/1.1 200 OK\\r\\nContent-Type: text/event-stream\\r\\nConnection: close\\r\\n\\r\\n'
     for i in 1 2 3 4; do echo "line $i"; sleep 0.5; done
 ---
@@ -105,6 +106,19 @@ kind: Service
 metadata: {name: web}
 spec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}
 """.replace("IMAGE", BUSYBOX)
+
+CUSTOM_DNS = """\
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: coredns-custom, namespace: kube-system}
+data:
+  bed.server: |
+    bed.test:53 {
+      hosts {
+        192.0.2.77 x.bed.test
+      }
+    }
+"""
 
 
 class Server(Bed):
@@ -129,17 +143,21 @@ class Server(Bed):
 
     def put(self, path: str, content: str, mode: str = "600") -> None:
         quoted = shlex.quote(path)
-        self.ssh(f"mkdir -p $(dirname {quoted}) && cat >{quoted}.new && chmod {mode} {quoted}.new && mv {quoted}.new {quoted}",
-                 stdin=content)
+        self.ssh(
+            f"mkdir -p $(dirname {quoted}) && cat >{quoted}.new && chmod {mode} {quoted}.new && mv {quoted}.new {quoted}", stdin=content
+        )
 
     def start(self, action: str = "restart") -> None:
         self.ssh(f"systemctl {action} k3s", timeout_s=120)
 
     def wait_ready(self) -> None:
         """The node is Ready and the pods of kube-system and default run."""
-        self.ssh("k3s kubectl wait --for=create node/h1 --timeout=60s && "
-                 "k3s kubectl wait --for=condition=Ready node/h1 --timeout=60s && "
-                 "k3s kubectl rollout status -n kube-system deploy/coredns --timeout=90s", timeout_s=240)
+        self.ssh(
+            "k3s kubectl wait --for=create node/h1 --timeout=60s && "
+            "k3s kubectl wait --for=condition=Ready node/h1 --timeout=60s && "
+            "k3s kubectl rollout status -n kube-system deploy/coredns --timeout=90s",
+            timeout_s=240,
+        )
 
     def journal(self) -> str:
         return self.ssh("journalctl -u k3s -o cat --no-pager _SYSTEMD_INVOCATION_ID=$(systemctl show -P InvocationID k3s)")
@@ -150,8 +168,10 @@ class Server(Bed):
 
     def running(self) -> list[str]:
         """Every process of the containers, as `pid starttime`; equal lists mean that nothing restarted."""
-        return self.ssh("for p in $(k3s ctr tasks ls -q 2>/dev/null | sort | xargs -rn1 k3s ctr tasks ps 2>/dev/null"
-                        " | awk '$1+0{print $1}'); do echo $p $(cut -d' ' -f22 /proc/$p/stat); done").split("\n")
+        return self.ssh(
+            "for p in $(k3s ctr tasks ls -q 2>/dev/null | sort | xargs -rn1 k3s ctr tasks ps 2>/dev/null"
+            " | awk '$1+0{print $1}'); do echo $p $(cut -d' ' -f22 /proc/$p/stat); done"
+        ).split("\n")
 
     def containers(self) -> list[str]:
         return sorted(self.ssh("k3s ctr containers ls -q 2>/dev/null").split())
@@ -194,8 +214,13 @@ def k3s(before: dict[str, Any]) -> Iterator[Server]:
 
 def test_go_unit_tests() -> None:
     """S3 S4 S7 S20 S21: the tables of configuration, tokens, manifests and images, and the file format."""
-    done = subprocess.run(["go", "test", "-trimpath", "./cmd/k3s/...", "./cmd/k3spack/..."], cwd=ROOT / "tests/testbed/go",
-                          capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["go", "test", "-trimpath", "./cmd/k3s/...", "./cmd/k3spack/..."],
+        cwd=ROOT / "tests/testbed/go",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -230,8 +255,16 @@ def test_s2_commands_it_does_not_have_say_so(k3s: Server) -> None:
     """S2: one file, many commands; a command or a role (`agent`) that is not there dies naming the stand-in."""
     if not k3s.is_standin:
         pytest.skip("only the stand-in lacks commands")
-    for command in ("crictl ps", "etcd-snapshot ls", "token list", "secrets-encrypt status", "certificate check", "check-config",
-                    "agent --server https://192.0.2.1:6443 --token x", "server --cluster-reset"):
+    for command in (
+        "crictl ps",
+        "etcd-snapshot ls",
+        "token list",
+        "secrets-encrypt status",
+        "certificate check",
+        "check-config",
+        "agent --server https://192.0.2.1:6443 --token x",
+        "server --cluster-reset",
+    ):
         said = k3s.ssh(f"timeout 20 k3s {command} 2>&1; echo exit $?", check=False)
         assert "stand-in" in said, command
         assert "exit 1" in said, command
@@ -250,7 +283,8 @@ def test_s7_a_token_file_is_waited_for(k3s: Server) -> None:
 def test_s11_active_means_that_the_api_is_ready(k3s: Server) -> None:
     """S11 S6: at the moment the unit turns active /readyz says ok; the kubeconfig was there before."""
     k3s.put("/etc/rancher/k3s/token", f"\n  {TOKEN}\n\n")
-    said = k3s.ssh("""
+    said = k3s.ssh(
+        """
         early=no
         for i in $(seq 900); do
           state=$(systemctl is-active k3s)
@@ -258,7 +292,9 @@ def test_s11_active_means_that_the_api_is_ready(k3s: Server) -> None:
           [ ! -s /etc/rancher/k3s/k3s.yaml ] || early=yes
           sleep 0.1
         done
-        echo $state $early $(k3s kubectl get --raw /readyz)""", timeout_s=150)
+        echo $state $early $(k3s kubectl get --raw /readyz)""",
+        timeout_s=150,
+    )
     assert said.split() == ["active", "yes", "ok"]
     environments = k3s.ssh(f"for p in $(pgrep -f '{PARTS}'); do tr '\\0' '\\n' </proc/$p/environ; done")
     assert "PATH=" in environments
@@ -308,8 +344,14 @@ def kubeconfig(k3s: Server, tmp_path: Path) -> tuple[ssl.SSLContext, str]:
     assert [loaded[part][0]["name"] for part in ("clusters", "contexts", "users")] == ["default"] * 3
     assert loaded["current-context"] == "default"
     assert cluster["server"] == "https://127.0.0.1:6443"
-    parts = {name: base64.b64decode(data) for name, data in
-             (("ca", cluster["certificate-authority-data"]), ("crt", user["client-certificate-data"]), ("key", user["client-key-data"]))}
+    parts = {
+        name: base64.b64decode(data)
+        for name, data in (
+            ("ca", cluster["certificate-authority-data"]),
+            ("crt", user["client-certificate-data"]),
+            ("key", user["client-key-data"]),
+        )
+    }
     for name, content in parts.items():
         (tmp_path / name).write_bytes(content)
     context = ssl.create_default_context(cafile=str(tmp_path / "ca"))
@@ -395,12 +437,12 @@ def test_s23_packaged_components(k3s: Server) -> None:
     definitions = k3s.ssh("k3s kubectl get crd -o name").split()
     for name in ("addons.k3s", "etcdsnapshotfiles.k3s", "helmcharts.helm", "helmchartconfigs.helm"):
         assert f"customresourcedefinition.apiextensions.k8s.io/{name}.cattle.io" in definitions
-    k3s.ssh("k3s kubectl create cm coredns-custom -n kube-system "
-            "--from-literal=bed.server='bed.test:53 { hosts { 192.0.2.77 x.bed.test } }' && "
-            "k3s kubectl rollout restart -n kube-system deploy/coredns")
+    k3s.ssh("k3s kubectl apply -f - && k3s kubectl rollout restart -n kube-system deploy/coredns", stdin=CUSTOM_DNS)
     k3s.ssh("k3s kubectl apply -f -", stdin=WEB)
-    k3s.ssh("k3s kubectl rollout status deploy/web --timeout=90s && "
-            "k3s kubectl rollout status -n kube-system deploy/coredns --timeout=90s", timeout_s=200)
+    k3s.ssh(
+        "k3s kubectl rollout status deploy/web --timeout=90s && k3s kubectl rollout status -n kube-system deploy/coredns --timeout=90s",
+        timeout_s=200,
+    )
     claim = k3s.get("pvc", "data")
     assert claim is not None
     assert claim["status"]["phase"] == "Bound"
@@ -409,7 +451,7 @@ def test_s23_packaged_components(k3s: Server) -> None:
     assert k3s.ssh(f"cat {DATA}/storage/*/file").strip() == "kept"
     assert k3s.ssh("k3s kubectl logs deploy/web").strip() == "started"
     assert "192.0.2.77" in k3s.ssh(f"{inside} nslookup x.bed.test")
-    assert k3s.env["hosts"]["h1"]["address"] in k3s.ssh(f"{inside} nslookup h1")
+    assert k3s.env["hosts"]["h1"]["address"] in k3s.ssh(f"{inside} nslookup h1.")
     assert "line 4" in k3s.ssh(f"{inside} wget -qO- http://web.default.svc.cluster.local")
 
 
@@ -454,7 +496,7 @@ def test_s20_manifests(k3s: Server) -> None:
     wait(25, "the other file is applied", lambda: k3s.get("cm", "stays"))
     assert k3s.get("cm", "keep")
     # for the tests after a restart
-    k3s.ssh(f"rm {folder}/stays.yaml; k3s kubectl patch cm keep -p '{{\"data\":{{\"a\":\"edited\"}}}}'")
+    k3s.ssh(f'rm {folder}/stays.yaml; k3s kubectl patch cm keep -p \'{{"data":{{"a":"edited"}}}}\'')
 
 
 def archive(k3s: Server, name: str, padding: int = 0) -> bytes:
@@ -545,9 +587,15 @@ def test_s18_a_dead_part_restarts_the_unit(k3s: Server) -> None:
     if not k3s.is_standin:
         pytest.skip("the real k3s has no part that could die alone")
     restarts = int(k3s.ssh("systemctl show -P NRestarts k3s"))
-    k3s.ssh("kill $(pgrep -f '/bin/kine ')")
-    wait(60, "the unit was restarted", lambda: int(k3s.ssh("systemctl show -P NRestarts k3s")) > restarts
-         and k3s.ssh("systemctl is-active k3s", check=False).strip() == "active")
+    k3s.ssh("kill $(pgrep -f '/bin/[k]ine ')")
+    wait(
+        60,
+        "the unit was restarted",
+        lambda: (
+            int(k3s.ssh("systemctl show -P NRestarts k3s")) > restarts
+            and k3s.ssh("systemctl is-active k3s", check=False).strip() == "active"
+        ),
+    )
     assert "kine exited" in k3s.ssh("journalctl -u k3s -o cat --no-pager | grep fatal | tail -1")
     k3s.wait_ready()
 
@@ -567,8 +615,11 @@ def test_s24_s6_other_configuration(k3s: Server) -> None:
     S6: write-kubeconfig makes the usual path a link; an unquoted 0644 is the octal number 0420 (contract §0.8).
     S20: a disabled file goes with its objects. S21: with .cache.json nothing is imported twice.
     """
-    k3s.put(f"{CONFIG}.d/20-bare.yaml", "flannel-backend: none\ndisable-kube-proxy: true\nwrite-kubeconfig: /root/admin.yaml\n"
-            "write-kubeconfig-mode: 0644\ndisable+: [extra.v1]\n")
+    k3s.put(
+        f"{CONFIG}.d/20-bare.yaml",
+        "flannel-backend: none\ndisable-kube-proxy: true\nwrite-kubeconfig: /root/admin.yaml\n"
+        "write-kubeconfig-mode: 0644\ndisable+: [extra.v1]\n",
+    )
     k3s.ssh(f"rm -r {DATA}/agent/etc/cni/net.d; rm -f /root/admin.yaml")
     k3s.start("start")
     assert "kube-proxy" not in k3s.ssh(f"pgrep -af '{PARTS}' | grep -v kube-proxy-arg")
@@ -606,9 +657,17 @@ def test_s13_power_lost_while_writing(k3s: Server) -> None:
     """S13: SQLite through kine; what was acknowledged before the plug was pulled is there afterwards."""
     assert k3s.ssh(f"head -c 15 {DATA}/server/db/state.db") == "SQLite format 3"
     assert k3s.ssh(f"ls {DATA}/server/db/etcd/member/wal 2>&1", check=False).startswith("ls: cannot access")
-    writer = subprocess.Popen(["ssh", "-F", str(k3s.state / "ssh_config"), "h1",
-                               "i=0; while k3s kubectl create cm written-$i >/dev/null; do echo $i; i=$((i+1)); done"],
-                              stdout=subprocess.PIPE, text=True)
+    writer = subprocess.Popen(
+        [
+            "ssh",
+            "-F",
+            str(k3s.state / "ssh_config"),
+            "h1",
+            "i=0; while k3s kubectl create cm written-$i >/dev/null; do echo $i; i=$((i+1)); done",
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     time.sleep(4)
     k3s.call("power-off", "h1")
     said, _ = writer.communicate(timeout=30)
@@ -641,7 +700,7 @@ for tool in iptables ip6tables; do $tool-save | grep -vi -e KUBE- -e CNI- -e fla
 for family in ip ip6; do
   for table in kube-proxy filter nat mangle; do nft delete table $family $table 2>/dev/null; done
 done
-rm -rf /etc/rancher /var/lib/cni /run/k3s /run/containerd "$D" /var/log/pods /var/log/containers /root/admin.yaml
+rm -rf /etc/rancher /etc/cni /var/lib/cni /run/k3s /run/containerd "$D" /var/log/pods /var/log/containers /root/admin.yaml
 rm -rf /var/lib/kubelet/*
 rm -f /usr/local/bin/k3s /usr/local/bin/kubectl /usr/local/bin/ctr /etc/systemd/system/k3s.service
 systemctl daemon-reload
@@ -653,7 +712,11 @@ def test_s28_nothing_is_left_elsewhere(k3s: Server, before: dict[str, Any]) -> N
     """S28: after the duties of killall and uninstall, plus the listed extras, the host is as it was."""
     k3s.ssh(REMOVE, timeout_s=120)
     after = k3s.observe("files")
-    assert differences(before, after) == []
-    for command in ("ls -d /sys/fs/cgroup/*/k8s.io /sys/fs/cgroup/*/kubepods /run/netns/cni-* /run/k3s /run/containerd 2>/dev/null",
-                    "pgrep -af 'containerd|kube|kine'", "mount | grep -E 'k3s|kubelet|cni'"):
+    changed = differences(before, after)
+    assert changed == [], "\n".join(changed)
+    for command in (
+        "ls -d /sys/fs/cgroup/*/k8s.io /sys/fs/cgroup/*/kubepods /run/netns/cni-* /run/k3s /run/containerd 2>/dev/null",
+        "pgrep -af 'containerd|kube|kine'",
+        "mount | grep -E 'k3s|kubelet|cni'",
+    ):
         assert k3s.ssh(command, check=False).strip() == "", command

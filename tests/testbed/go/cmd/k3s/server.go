@@ -17,7 +17,6 @@ import (
 	"time"
 
 	"github.com/sirupsen/logrus"
-	"golang.org/x/sync/errgroup"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
 	"k8s.io/client-go/rest"
 )
@@ -334,39 +333,31 @@ func (n *node) start(ctx context.Context) error {
 	if err := n.startAPI(ctx); err != nil {
 		return err
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	runtimeReady := make(chan struct{})
-	group.Go(func() error {
-		// Beside the API server, because the two do not need each other and images take seconds.
-		defer close(runtimeReady)
-		return n.startRuntime(ctx)
-	})
-	group.Go(func() error {
-		admin := n.restConfig()
-		if err := n.waitAPI(ctx, admin); err != nil {
-			return err
-		}
-		if err := notifyReady(); err != nil {
-			return wrapf(err, "systemd notification")
-		}
-		logrus.Infof("k3s is up and running (stand-in %s)", version)
-		if err := n.startControllers(); err != nil {
-			return err
-		}
-		cl, err := newCluster(admin)
-		if err != nil {
-			return err
-		}
-		if err := n.deployPackaged(ctx, cl); err != nil {
-			return err
-		}
-		<-runtimeReady
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		return n.startNode(ctx, cl)
-	})
-	return group.Wait()
+	// Beside the API server, because the two do not need each other and importing images takes seconds.
+	runtimeStarted := make(chan error, 1)
+	go func() { runtimeStarted <- n.startRuntime(ctx) }()
+	admin := n.restConfig()
+	if err := n.waitAPI(ctx, admin); err != nil {
+		return err
+	}
+	if err := notifyReady(); err != nil {
+		return wrapf(err, "systemd notification")
+	}
+	logrus.Infof("k3s is up and running (stand-in %s)", version)
+	if err := n.startControllers(); err != nil {
+		return err
+	}
+	cl, err := newCluster(admin)
+	if err != nil {
+		return err
+	}
+	if err := n.deployPackaged(ctx, cl); err != nil {
+		return err
+	}
+	if err := <-runtimeStarted; err != nil {
+		return err
+	}
+	return n.startNode(ctx, cl)
 }
 
 func (n *node) startAPI(ctx context.Context) error {
