@@ -48,7 +48,11 @@ LAYERS: dict[str, Layer] = {
     "bed": Layer(300, pytest=("tests/testbed/test_bed.py",), stand_ins=(HOSTS,)),
     "molecule": Layer(300, command=("molecule", "test", "-s", "default"), stand_ins=(HOSTS,)),
     "readme": Layer(300, pytest=("tests/readme",)),
-    "standin": Layer(600, pytest=("tests/testbed/test_k3s_standin.py",), stand_ins=(HOSTS, K3S)),
+    "standin": Layer(
+        600,
+        pytest=("tests/testbed/test_bed_services.py", "tests/testbed/test_k3s_standin.py"),
+        stand_ins=(HOSTS, K3S),
+    ),
     "cluster": Layer(900, command=("molecule", "test", "-s", "cluster"), stand_ins=(HOSTS, K3S, VENDOR)),
     "faults": Layer(900, pytest=("tests/cluster/test_faults.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "vm": Layer(900, pytest=("tests/vm",)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -28,6 +29,8 @@ TOOLS = {
 def main() -> int:
     """Run one command; 0 when it did what was asked, 1 with one sentence on stderr when not."""
     options = _parser().parse_args()
+    # Whoever ends us politely, a test runner with its time-out for one, gets the same cleaning up as Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code: int = options.run(options)
         return code
@@ -154,9 +157,11 @@ def _bring_up(name: str, count: int, hostfs: Path, built: release.Built | None, 
 
 
 def _traces() -> set[str]:
-    """Names of beds that left something on the machine, whoever's cache they are in."""
-    names = {name.removeprefix("bed-").split(".")[0] for name in net.namespaces() if name.startswith("bed-")}
-    return names | {name.removeprefix("hearth-bed-").split(".")[0] for name in cgroups.existing("hearth-bed-")}
+    """Names of beds of which anything is there: state in this cache, or something on the machine."""
+    names = {name.removeprefix("bed-") for name in net.namespaces() if name.startswith("bed-")}
+    names |= {name.removeprefix("hearth-bed-") for name in cgroups.existing("hearth-bed-")}
+    folders = state.beds_dir().iterdir() if state.beds_dir().is_dir() else ()
+    return {name.split(".")[0] for name in names} | {folder.name for folder in folders}
 
 
 def _tear_down(name: str) -> None:
@@ -192,10 +197,8 @@ def _status(options: argparse.Namespace) -> int:
         return 0
     bed = state.find(options.name)
     if bed is None:
-        if options.as_json:
-            print(json.dumps({"name": options.name, "state": "absent"}))
-        else:
-            print(f"bed {options.name}: none")
+        found = "broken" if options.name in _traces() else "absent"
+        print(json.dumps({"name": options.name, "state": found}) if options.as_json else f"bed {options.name}: {found}")
         return 0
     hosts = {each: {"address": bed.address(each), "state": _state_of(bed, each)} for each in bed.hosts}
     described = {
