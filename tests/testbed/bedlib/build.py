@@ -21,17 +21,15 @@ ALL_TOOLS = {
 def host_only() -> Path:
     """The hosts' root file system; returns its folder."""
     need_tools(HOST_TOOLS)
-    with cache.building():
-        return cache.entry("hostfs", debian.host_inputs(), debian.build_host) / "root"
+    return cache.entry("hostfs", debian.host_inputs(), debian.build_host) / "root"
 
 
 def everything() -> release.Built:
     """Host file system, programs, images, release files, registry; returns where they lie."""
     need_tools(ALL_TOOLS)
     host_only()
-    with cache.building():
-        built = release.build_everything()
-        cache.tidy({value for bed in state.all_beds() for value in _used(bed)})
+    built = release.build_everything()
+    cache.tidy({value for bed in state.all_beds() for value in _used(bed)})
     return built
 
 

@@ -25,13 +25,27 @@ def builds_dir() -> Path:
     return cache_dir() / "build"
 
 
+_held = False
+
+
 @contextlib.contextmanager
 def building() -> Iterator[None]:
-    """Held by a build: two at once would compile Kubernetes twice. Removes what a killed one left half made."""
+    """Held while something is built: two builds at once would compile Kubernetes twice.
+
+    Removes what a killed build left half made. An entry that is built for another one finds it held already.
+    """
+    global _held
+    if _held:
+        yield
+        return
     with lock(builds_dir() / ".lock", "another build of the bed"):
         for partial in builds_dir().glob("*/.partial-*"):
             remove_tree(partial)
-        yield
+        _held = True
+        try:
+            yield
+        finally:
+            _held = False
 
 
 def digest(parts: Iterable[str | bytes | Path]) -> str:
@@ -59,18 +73,25 @@ def texts(*functions: Callable[..., object]) -> list[str]:
 
 
 def entry(kind: str, inputs: Iterable[str | bytes | Path], build: Callable[[Path], None]) -> Path:
-    """The folder of `kind` made from `inputs` by `build`, whose own text counts as an input too."""
+    """The folder of `kind` made from `inputs` by `build`, whose own text counts as an input too.
+
+    What is there already is returned at once, also while somebody builds something else.
+    """
     folder = builds_dir() / kind / digest([*texts(build), *inputs])[:20]
-    if folder.is_dir():
-        os.utime(folder)  # the order in which tidy() removes old ones
-        return folder
+    if not folder.is_dir():
+        with building():
+            if not folder.is_dir():  # unless the build that we waited for made it
+                _make(kind, folder, build)
+    os.utime(folder)  # the order in which tidy() removes old ones
+    return folder
+
+
+def _make(kind: str, folder: Path, build: Callable[[Path], None]) -> None:
     partial = folder.with_name(f".partial-{folder.name}")
-    remove_tree(partial)
     partial.mkdir(parents=True)
     with step(kind):
         build(partial)
     partial.rename(folder)
-    return folder
 
 
 def tidy(in_use: set[str]) -> None:
@@ -81,7 +102,7 @@ def tidy(in_use: set[str]) -> None:
     """
     for kind in builds_dir().iterdir():
         if kind.is_dir():
-            entries = sorted(kind.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            entries = sorted(kind.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
             for old in entries[KEEP:]:
                 if str(old) not in in_use and old.stat().st_mtime < time.time() - KEEP_S:
                     say(f"  removing {kind.name}/{old.name}, replaced by newer ones")
