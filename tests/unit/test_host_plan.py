@@ -1,0 +1,129 @@
+"""What the host role does, and what it remembers to undo it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ansible_collections.homelab.hearth.plugins.module_utils import _host, _plan
+from ansible_collections.homelab.hearth.plugins.modules import host_kernel
+
+Run = Callable[..., dict[str, Any]]
+
+SURVEY: dict[str, Any] = {
+    "system": {"reboot_pending": False},
+    "packages": {"installed": {"ca-certificates": "1"}},
+    "kernel": {
+        "modules": {"overlay": "builtin", "br_netfilter": "available", "nf_conntrack": "loaded"},
+        "sysctl": {"vm.overcommit_memory": "0", "kernel.panic": "10", "net.bridge.bridge-nf-call-iptables": None},
+    },
+    "services": {"iscsid.service": {"exists": True, "active": False, "enabled": False}},
+    "paths": {"content": {"/var/lib/containers": "missing", "/var/lib/kubelet": "empty"}},
+    "state": {},
+}
+WANTS: dict[str, Any] = {
+    "packages": ["ca-certificates", "buildah"],
+    "modules": ["overlay", "br_netfilter", "nf_conntrack"],
+    "sysctl": {"vm.overcommit_memory": 1, "kernel.panic": 10, "net.bridge.bridge-nf-call-iptables": 1},
+}
+
+
+def survey(**changes: Any) -> dict[str, Any]:
+    found = copy.deepcopy(SURVEY)
+    for path, value in changes.items():
+        part, _, key = path.partition("__")
+        found[part] = value if not key else {**found[part], key: value}
+    return found
+
+
+def test_only_what_is_missing_is_done() -> None:
+    plan = _plan.host_plan(SURVEY, **WANTS)
+    assert plan["missing_packages"] == ["buildah"]
+    assert plan["load_modules"] == ["br_netfilter"], "what is built in or loaded is left alone"
+    assert plan["set_sysctl"] == {"vm.overcommit_memory": "1", "net.bridge.bridge-nf-call-iptables": "1"}
+    assert plan["reboot_needed"] is False
+
+
+def test_what_was_before_is_remembered() -> None:
+    state = _plan.host_plan(SURVEY, **WANTS)["state"]
+    assert state["packages"] == ["buildah"]
+    assert state["modules"] == ["br_netfilter"]
+    assert state["sysctl"] == {"vm.overcommit_memory": "0", "net.bridge.bridge-nf-call-iptables": None}
+    assert state["paths"] == {"/var/lib/containers": "missing", "/var/lib/kubelet": "empty"}
+    assert state["services"] == {"iscsid.service": {"active": False, "enabled": False}}
+
+
+def test_a_later_run_does_not_forget_what_the_first_one_found() -> None:
+    state = _plan.host_plan(SURVEY, **WANTS)["state"]
+    after = survey(
+        packages__installed={"ca-certificates": "1", "buildah": "1"},
+        kernel={
+            "modules": {"overlay": "builtin", "br_netfilter": "loaded", "nf_conntrack": "loaded"},
+            "sysctl": {"vm.overcommit_memory": "1", "kernel.panic": "10", "net.bridge.bridge-nf-call-iptables": "1"},
+        },
+        paths={"content": {"/var/lib/containers": "used", "/var/lib/kubelet": "used"}},
+        services={"iscsid.service": {"exists": True, "active": True, "enabled": True}},
+        state=state,
+    )
+    plan = _plan.host_plan(after, **WANTS)
+    assert plan["state"] == state
+    assert (plan["missing_packages"], plan["load_modules"], plan["set_sysctl"]) == ([], [], {})
+
+
+def test_a_setting_that_drifted_is_set_again_and_its_first_value_kept() -> None:
+    state = _plan.host_plan(SURVEY, **WANTS)["state"]
+    drifted = survey(state=state, kernel__sysctl={**SURVEY["kernel"]["sysctl"], "vm.overcommit_memory": "2"})
+    plan = _plan.host_plan(drifted, **WANTS)
+    assert plan["set_sysctl"]["vm.overcommit_memory"] == "1"
+    assert plan["state"]["sysctl"]["vm.overcommit_memory"] == "0"
+
+
+@pytest.mark.parametrize(("pending", "needed"), [(True, True), (False, False)])
+def test_a_reboot_is_needed_only_when_the_running_kernel_lost_its_modules(pending: bool, needed: bool) -> None:
+    modules = {**SURVEY["kernel"]["modules"], "br_netfilter": "absent"}
+    plan = _plan.host_plan(survey(system={"reboot_pending": pending}, kernel__modules=modules), **WANTS)
+    assert plan["blocked_modules"] == ["br_netfilter"]
+    assert plan["reboot_needed"] is needed
+
+
+def test_a_replaced_kernel_alone_is_no_reason_to_reboot() -> None:
+    assert _plan.host_plan(survey(system={"reboot_pending": True}), **WANTS)["reboot_needed"] is False
+
+
+def test_dependencies_are_remembered_too() -> None:
+    state = _plan.with_packages({"packages": ["buildah"], "modules": []}, ["libc6"], ["libc6", "buildah", "uidmap"])
+    assert state == {"packages": ["buildah", "uidmap"], "modules": []}
+
+
+# -- the module host_kernel ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def proc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setattr(_host, "sysctl_path", lambda key: str(tmp_path / key))
+    (tmp_path / "vm.overcommit_memory").write_text("0\n")
+    (tmp_path / "net.ipv4.tcp_rmem").write_text("4096\t131072\t6291456\n")
+    return tmp_path
+
+
+def test_a_setting_is_written_once(run_module: Run, proc: Path) -> None:
+    wanted = {"vm.overcommit_memory": "1", "net.ipv4.tcp_rmem": "4096 131072 6291456"}
+    first = run_module(host_kernel.main, sysctl=wanted)
+    assert first["settings"] == {"vm.overcommit_memory": "0"}, "a value that differs in blanks only is equal"
+    assert (proc / "vm.overcommit_memory").read_text() == "1"
+    assert run_module(host_kernel.main, sysctl=wanted)["changed"] is False
+
+
+def test_check_mode_leaves_the_kernel_alone(run_module: Run, proc: Path) -> None:
+    assert run_module(host_kernel.main, check=True, sysctl={"vm.overcommit_memory": "1"})["changed"] is True
+    assert (proc / "vm.overcommit_memory").read_text() == "0\n"
+
+
+def test_a_refused_setting_is_named(run_module: Run, proc: Path) -> None:
+    (proc / "folder").mkdir()
+    result = run_module(host_kernel.main, sysctl={"folder": "1"})
+    assert result["failed"] is True
+    assert "the kernel refuses folder = 1" in result["msg"]
