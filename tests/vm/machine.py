@@ -82,13 +82,15 @@ class Machine:
         """Wait until root can log in and systemd has started everything, and return the boot's id.
 
         not_boot: id of a boot that does not count, namely the one that is being shut down.
-        Raises MachineError when QEMU ends, when the deadline passes, or when units failed to start.
+        Raises MachineError when QEMU ends, the kernel panics, the deadline passes, or units failed to start.
         """
         begun = time.monotonic()
         last = "nothing was tried"
         while time.monotonic() - begun < deadline_s:
             if self.process.poll() is not None:
                 raise self.error(f"QEMU ended with {self.process.returncode}")
+            if "Kernel panic" in self.console():
+                raise self.error("the kernel has panicked")
             try:
                 boot = self.boot_id()
             except MachineError as error:
@@ -111,10 +113,13 @@ class Machine:
         self.ssh("systemd-run --quiet --on-active=1 --timer-property=AccuracySec=100ms systemctl reboot")
         self.wait(not_boot=before)
 
+    def console(self) -> str:
+        """All that the machine has said on its serial console."""
+        return self.serial.read_text(errors="replace") if self.serial.exists() else ""
+
     def error(self, sentence: str) -> MachineError:
         """`sentence`, followed by the end of the serial console."""
-        text = self.serial.read_text(errors="replace") if self.serial.exists() else ""
-        tail = "\n".join(f"  | {line}" for line in text.splitlines()[-25:])
+        tail = "\n".join(f"  | {line}" for line in self.console().splitlines()[-25:])
         return MachineError(f"{sentence}\nserial console ({self.serial}):\n{tail}")
 
 

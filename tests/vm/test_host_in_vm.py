@@ -6,21 +6,18 @@ than the real one, so the number of playbook runs is kept small: five, one of th
 
 from __future__ import annotations
 
-import contextlib
-import http.server
 import json
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.cluster.observe import differences
 from tests.cluster.support import REPORTS, Run, play
-from tests.vm.image import image
+from tests.vm.conftest import CONTROLLER, Inventory
+from tests.vm.image import Image
 from tests.vm.machine import Machine, running
 
 HERE = Path(__file__).parent
@@ -44,9 +41,6 @@ NEEDED_SETTINGS = {
     "net.ipv4.ip_forward": "1",
 }
 NEEDED_MODULES = {"overlay", "br_netfilter", "nf_conntrack", "iscsi_tcp"}
-
-# QEMU's user network: under this address a machine reaches the loopback of the machine that it runs on.
-CONTROLLER = "10.0.2.2"
 
 # A disk of 16 MB over iSCSI, from a target on the machine itself: discover it, log in, write, read back, log out.
 ISCSI = r"""
@@ -95,63 +89,19 @@ class Lab:
         return {name: str(value) for name, value in self.wants["sysctl"].items()}
 
 
-class _Releases(http.server.BaseHTTPRequestHandler):
-    """Answers as a release server that has everything: preflight only asks whether the file is there."""
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.end_headers()
-
-    def log_message(self, *_arguments: object) -> None:
-        """Say nothing: the log of the test run is for what fails."""
-
-
-@contextlib.contextmanager
-def release_server() -> Iterator[str]:
-    """A server on this machine's loopback; gives its address as the virtual machine sees it."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Releases) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://{CONTROLLER}:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
-
-
-def inventory_text(connection: dict[str, Any], release_url: str) -> str:
-    """An ordinary inventory: one server, with what the inventory of a house would set for it."""
-    variables = {
-        "preflight_roles": ["host/wants", "k3s/wants"],
-        "host_iscsi_enabled": True,
-        # buildah is packages only, which the bed shows; without it the image is a third smaller.
-        "host_image_build_enabled": False,
-        "k3s_release_url": release_url,
-    }
-    servers = {"hosts": {"vm1": connection}}
-    groups = {"servers": servers, "agents": {"hosts": {}}}
-    return yaml.safe_dump({"all": {"children": {"trial": {"hosts": {}}, "k3s_cluster": {"vars": variables, "children": groups}}}})
-
-
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
-    folder = tmp_path_factory.mktemp("vm")
-    inventory, wants = folder / "inventory.yml", folder / "wants.json"
-    with release_server() as release_url:
-        inventory.write_text(inventory_text({"ansible_python_interpreter": "{{ ansible_playbook_python }}"}, release_url))
-        asked = play("tests/vm/wants.yml", inventory, "-e", f"wants_file={wants}")
-        assert asked.rc == 0, asked.output[-4000:]
-        brought = json.loads(wants.read_text())
-        with running(image(brought["packages"]), REPORTS, memory_mib=MEMORY_MIB) as machine:
-            connection = {
+def lab(inventory: Inventory, wants: dict[str, Any], vm_image: Image) -> Iterator[Lab]:
+    with running(vm_image, REPORTS, memory_mib=MEMORY_MIB) as machine:
+        inventory.write(
+            {
                 "ansible_host": "127.0.0.1",
                 "ansible_port": machine.port,
                 "ansible_user": "root",
                 "ansible_python_interpreter": "/usr/bin/python3",
                 "ansible_ssh_common_args": " ".join(machine.ssh_options()),
             }
-            inventory.write_text(inventory_text(connection, release_url))
-            yield Lab(machine, inventory, brought)
+        )
+        yield Lab(machine, inventory.path, wants)
 
 
 @dataclass
