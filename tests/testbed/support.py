@@ -85,12 +85,9 @@ NOTHING: dict[str, list[str]] = {kind: [] for kind in traces("no-such-bed")}
 
 
 def machine() -> dict[str, str]:
-    """Settings of the machine that a bed could change and must not."""
-    sysctls = ("kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory", "fs/inotify/max_user_instances")
-    found = {name: (Path("/proc/sys") / name).read_text() for name in sysctls}
-    if not list(Path("/sys/class/net").glob("bed-*")):  # while another bed runs, forwarding is on for that one
-        found["ip_forward"] = Path("/proc/sys/net/ipv4/ip_forward").read_text()
-    return found
+    """Settings of the machine that a bed must not change."""
+    names = ("kernel/panic", "kernel/panic_on_oops", "vm/overcommit_memory", "vm/panic_on_oom", "vm/max_map_count")
+    return {name: (Path("/proc/sys") / name).read_text() for name in names}
 
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="the bed makes network namespaces: needs root")

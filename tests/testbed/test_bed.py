@@ -5,9 +5,11 @@ from __future__ import annotations
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
+from tests.testbed.bedlib import net
 from tests.testbed.support import BED, CACHE, NOTHING, bed, machine, needs_root, running, ssh, status, traces
 
 # The first `up` may build the hosts' file system, or wait for a build that somebody else has started.
@@ -22,8 +24,23 @@ def test_down_leaves_nothing() -> None:
         # The comparison below would prove nothing if this looked in the wrong places.
         assert all(found[kind] for kind in ("links", "namespaces", "firewall", "cgroups", "processes", "state")), found
     assert traces("bedtest-leaves") == NOTHING
-    if "ip_forward" in machine():
-        assert machine() == before
+    assert machine() == before
+
+
+def test_settings_of_the_machine_come_back_with_the_last_bed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # On files of its own: other beds may run while this test does.
+    monkeypatch.setattr(net, "SYSCTLS", tmp_path / "sys")
+    monkeypatch.setattr(net, "SAVED", tmp_path / "saved")
+    settings = {tmp_path / "sys" / name: value for name, value in zip(net.MACHINE, ("0\n", "8192\n"), strict=True)}
+    for file, value in settings.items():
+        file.parent.mkdir(parents=True)
+        file.write_text(value)
+    net.raise_settings()
+    net.raise_settings()  # a second bed: what it finds is not the machine's own value
+    assert [file.read_text() for file in settings] == ["1\n", "8192\n"], "raised, and never lowered"
+    net.restore_settings()
+    assert {file: file.read_text() for file in settings} == settings
+    assert not (tmp_path / "saved").exists()
 
 
 def test_hosts_are_debian_and_reach_each_other_and_apt() -> None:

@@ -1,21 +1,23 @@
 """The lab network: one namespace with a bridge, one namespace a host, and one link to the machine.
 
 Traffic between hosts stays on the bridge in the lab namespace. The machine's own namespace gets one link, one
-route and one firewall table, all named after the bed, and ip_forward while at least one bed exists.
+route and one firewall table, all named after the bed, and two settings while at least one bed exists.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from pathlib import Path
 
-from .common import BedError, run
+from .common import BedError, remove_tree, run, write
 from .state import MAX_BEDS, Bed, all_beds, firewall_table, lab_namespace, link_name
 
-FORWARD = Path("/proc/sys/net/ipv4/ip_forward")
-SAVED = Path("/run/hearth-bed/ip_forward")
+# Settings of the machine while at least one bed exists, at least this high. inotify instances are counted for the
+# machine's root over all hosts: with the usual 128, systemd in the fourth or fifth host finds none left.
+MACHINE = {"net/ipv4/ip_forward": 1, "fs/inotify/max_user_instances": 2048}
+SAVED = Path("/run/hearth-bed")
+SYSCTLS = Path("/proc/sys")
 
 
 def namespaces() -> list[str]:
@@ -82,10 +84,28 @@ def up(bed: Bed) -> None:
           }}
         }}""",
     )
-    if not SAVED.exists():
-        SAVED.parent.mkdir(exist_ok=True)
-        SAVED.write_text(FORWARD.read_text())
-    FORWARD.write_text("1\n")
+    raise_settings()
+
+
+def raise_settings() -> None:
+    """Raise what beds need of the machine; the first bed notes the old values."""
+    SAVED.mkdir(exist_ok=True)
+    for name, least in MACHINE.items():
+        setting, saved = SYSCTLS / name, SAVED / name.replace("/", ".")
+        value = int(setting.read_text())
+        if not saved.exists():
+            write(saved, f"{value}\n")
+        if value < least:
+            setting.write_text(f"{least}\n")
+
+
+def restore_settings() -> None:
+    """Put back what the first bed noted; for the last bed that goes."""
+    for name in MACHINE:
+        saved = SAVED / name.replace("/", ".")
+        if saved.exists():
+            (SYSCTLS / name).write_text(saved.read_text())
+    remove_tree(SAVED)
 
 
 def host_up(bed: Bed, host: str) -> None:
@@ -127,8 +147,5 @@ def down(name: str) -> None:
     table = firewall_table(name)
     if f"table ip {table}\n" in run("nft", "list", "tables").stdout:
         run("nft", "delete", "table", "ip", table)
-    if SAVED.exists() and not any(str(entry["ifname"]).startswith("bed-") for entry in _links()):
-        FORWARD.write_text(SAVED.read_text())
-        SAVED.unlink()
-        with contextlib.suppress(OSError):
-            SAVED.parent.rmdir()
+    if not any(str(entry["ifname"]).startswith("bed-") for entry in _links()):
+        restore_settings()
