@@ -26,9 +26,15 @@ MOCK = ROOT / "tests" / "mocks" / "anthropic_server.py"
 
 API_KEY = "sk-ant-test-0123456789"
 TOKEN = "operator-token-0123456789"
-SCENARIOS = """normal slow silent slow-headers silent-after pings cut error-before error-after overloaded eof
-garbage garbage-after big-event close html quote json gzip odd-sse tool tool-empty thinking cache max-tokens
-refusal unknown-stop 401 403 404 413 429 429-bare 500 503 529""".split()
+# Of the mock; each is the model `x-<scenario>` of every test gateway.
+# fmt: off
+SCENARIOS = [
+    "normal", "slow", "silent", "slow-headers", "silent-after", "pings", "cut", "error-before",
+    "error-after", "overloaded", "eof", "garbage", "garbage-after", "big-event", "close", "html",
+    "quote", "json", "gzip", "odd-sse", "tool", "tool-empty", "thinking", "cache", "max-tokens",
+    "refusal", "unknown-stop", "401", "403", "404", "413", "429", "429-bare", "500", "503", "529",
+]
+# fmt: on
 
 T = TypeVar("T")
 
@@ -50,9 +56,7 @@ class Mock:
     def __init__(self, directory: Path, *options: str) -> None:
         self.record = directory / "mock-records.jsonl"
         command = [sys.executable, str(MOCK), "--bind", "127.0.0.1:0", "--api-key", API_KEY]
-        self.process = subprocess.Popen(
-            [*command, "--record", str(self.record), *options], stdout=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen([*command, "--record", str(self.record), *options], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         found = re.search(r"https?://\S+", self.process.stdout.readline())
         assert found, "the mock vendor did not start"
@@ -100,12 +104,7 @@ class Gateway:
             "models": {
                 "sonnet": [{"provider": "anthropic", "model": "claude-sonnet-4-5-20250929"}],
                 "demo": [{"provider": "demo", "model": "demo"}],
-                **{
-                    f"x-{name}": [
-                        {"provider": "anthropic", "model": f"mock+{name}", "max_output_tokens": 1000}
-                    ]
-                    for name in SCENARIOS
-                },
+                **{f"x-{name}": [{"provider": "anthropic", "model": f"mock+{name}", "max_output_tokens": 1000}] for name in SCENARIOS},
             },
             "timeouts": {"connect_s": 2, "first_token_s": 5, "idle_s": 1.5, "total_s": 30},
         }
@@ -156,9 +155,7 @@ class Gateway:
 
     def client(self, **options: Any) -> openai.OpenAI:
         """The real SDK. Retries are off: a test must see what the gateway answered."""
-        return openai.OpenAI(
-            base_url=f"{self.url}/v1", **{"api_key": TOKEN, "max_retries": 0, "timeout": 40, **options}
-        )
+        return openai.OpenAI(base_url=f"{self.url}/v1", **{"api_key": TOKEN, "max_retries": 0, "timeout": 40, **options})
 
     def metrics(self) -> str:
         with urllib.request.urlopen(self.metrics_url, timeout=10) as response:
@@ -173,6 +170,12 @@ class Gateway:
         with sqlite3.connect(self.database) as connection:
             connection.row_factory = sqlite3.Row
             return [dict(row) for row in connection.execute("SELECT * FROM ledger ORDER BY id")]
+
+    def settled_rows(self) -> int:
+        """How many rows there are once all answers so far are written down."""
+        wait_for(lambda: self.metric("hearth_open_requests") == 0, "open requests to end")
+        wait_for(lambda: self.metric("hearth_ledger_queued_rows") == 0, "queued rows to be written")
+        return len(self.rows())
 
     def wait_row(self, before: int) -> dict[str, Any]:
         """The first ledger row after the ``before`` ones there were."""

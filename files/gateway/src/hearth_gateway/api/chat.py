@@ -51,7 +51,7 @@ def create_blueprint(service: ChatService, tokens: TokenStore, server: ServerCon
     @blueprint.post("/v1/chat/completions")
     def create_chat_completion() -> HearthResponse:
         who = caller()
-        chat = parse_chat_request(_json_body())
+        chat = parse_chat_request(_json_body(server.max_body_bytes))
         exchange = service.start(chat, who)
         try:
             if not chat.stream:
@@ -91,11 +91,14 @@ def _headers(exchange: Exchange, settled: bool) -> dict[str, str]:
     return headers
 
 
-def _json_body() -> Any:
+def _json_body(max_bytes: int) -> Any:
     if request.mimetype != "application/json":
         raise GatewayError(Kind.UNSUPPORTED_MEDIA_TYPE, "Send JSON, with the header `Content-Type: application/json`.")
+    body = request.get_data(cache=False)
+    if len(body) > max_bytes:
+        raise GatewayError(Kind.BODY_TOO_LARGE, "The request body is too large.")
     try:
-        return orjson.loads(request.get_data(cache=False))
+        return orjson.loads(body)
     except orjson.JSONDecodeError:
         # `from None`: the exception carries the body.
         raise InvalidRequestError("The request body is not valid JSON.") from None

@@ -1,0 +1,180 @@
+"""The HTTP surface, over raw sockets: odd headers, odd bodies, odd addresses."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+from gateway_support import TOKEN, Gateway
+
+HELLO = json.dumps({"model": "sonnet", "messages": [{"role": "user", "content": "Hi"}]})
+
+
+def exchange(gateway: Gateway, *lines: str, body: str | bytes = HELLO, path: str = "/v1/chat/completions") -> Any:
+    """Send exactly these header lines; return (status, headers, body)."""
+    raw = body.encode() if isinstance(body, str) else body
+    head = [f"POST {path} HTTP/1.1", "Host: gateway", "Content-Type: application/json", *lines]
+    if not any(line.lower().startswith(("content-length", "transfer-encoding")) for line in lines):
+        head.append(f"Content-Length: {len(raw)}")
+    with socket.create_connection(gateway.address, timeout=20) as sock:
+        sock.sendall("\r\n".join([*head, "", ""]).encode("latin-1") + raw)
+        response = http.client.HTTPResponse(sock)
+        response.begin()
+        content = response.read()
+    return response.status, response.headers, content
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        ([f"Authorization: Bearer {TOKEN}"], 200),
+        ([f"authorization: bearer {TOKEN}"], 200),
+        ([f"X-Api-Key: {TOKEN}"], 200),
+        ([], 401),
+        (["Authorization: Bearer"], 401),
+        (["Authorization: Basic b3BlcmF0b3I6eA=="], 401),
+        ([f"Authorization: Bearer {TOKEN}x"], 401),
+        ([f"Authorization: {TOKEN}"], 401),
+        ([f"Authorization: Bearer {TOKEN}", f"X-Api-Key: {TOKEN}"], 400),
+        (["Authorization: Bearer wrong", f"X-Api-Key: {TOKEN}"], 400),
+        # Two of one kind become one value that is no token.
+        ([f"Authorization: Bearer {TOKEN}", "Authorization: Bearer wrong"], 401),
+        ([f"X-Api-Key: {TOKEN}", "X-Api-Key: wrong"], 401),
+        ([f"X-Api-Key: {TOKEN}, {TOKEN}"], 401),
+        (["X-Api-Key: t\xf6ken"], 401),
+        # Identity is never a plain header.
+        (["X-Forwarded-Email: ann@example.org", "X_Forwarded_Email: ann@example.org"], 401),
+        (["X-Forwarded-User: operator", "X-Hearth-End-User: ann@example.org"], 401),
+    ],
+)
+def test_credentials_in_every_spelling(shared: Gateway, lines: list[str], status: int) -> None:
+    got, headers, body = exchange(shared, *lines)
+    assert got == status, body
+    if status == 401:
+        assert headers["WWW-Authenticate"] == "Bearer"
+        assert json.loads(body)["error"]["code"] == "invalid_api_key"
+
+
+@pytest.mark.parametrize("body", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model": "sonnet"}', b'"' + b"[" * 9000])
+def test_bodies_that_are_no_request(shared: Gateway, body: bytes) -> None:
+    status, _, content = exchange(shared, f"X-Api-Key: {TOKEN}", body=body)
+    assert status == 400
+    assert set(json.loads(content)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_deep_nesting_is_no_crash(shared: Gateway) -> None:
+    deep = '{"model":"sonnet","messages":' + "[" * 100_000 + "]" * 100_000 + "}"
+    assert exchange(shared, f"X-Api-Key: {TOKEN}", body=deep)[0] == 400
+
+
+def test_chunked_bodies_are_read(shared: Gateway) -> None:
+    raw = HELLO.encode()
+    chunks = b"".join(b"%x\r\n%s\r\n" % (len(raw[i : i + 7]), raw[i : i + 7]) for i in range(0, len(raw), 7))
+    status, _, content = exchange(shared, f"X-Api-Key: {TOKEN}", "Transfer-Encoding: chunked", body=chunks + b"0\r\n\r\n")
+    assert status == 200, content
+
+
+def test_too_large(own: Any) -> None:
+    gateway = own(server={"max_body_bytes": 5000})
+    big = json.dumps({"model": "sonnet", "messages": [{"role": "user", "content": "x" * 6000}]})
+    status, _, content = exchange(gateway, f"X-Api-Key: {TOKEN}", body=big)
+    assert (status, json.loads(content)["error"]["code"]) == (413, "request_too_large")
+    # Announced or not: a chunked body does not tell its length.
+    raw = b"%x\r\n%s\r\n0\r\n\r\n" % (len(big), big.encode())
+    status, _, content = exchange(gateway, f"X-Api-Key: {TOKEN}", "Transfer-Encoding: chunked", body=raw)
+    assert (status, json.loads(content)["error"]["code"]) == (413, "request_too_large")
+
+
+def test_ten_megabytes_go_through(shared: Gateway) -> None:
+    """A large conversation, near what the vendor allows."""
+    big = json.dumps({"model": "sonnet", "max_tokens": 5, "messages": [{"role": "user", "content": "word " * 2_000_000}]})
+    status, _, content = exchange(shared, f"X-Api-Key: {TOKEN}", body=big)
+    assert status == 200
+    assert json.loads(content)["usage"]["prompt_tokens"] == 2_000_000
+
+
+def test_wrong_content_type(shared: Gateway) -> None:
+    connection = http.client.HTTPConnection(*shared.address, timeout=10)
+    connection.request("POST", "/v1/chat/completions", HELLO, {"X-Api-Key": TOKEN, "Content-Type": "text/plain"})
+    response = connection.getresponse()
+    assert response.status == 415
+    assert json.loads(response.read())["error"]["code"] == "unsupported_media_type"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200), ("GET", "/healthz", 200), ("GET", "/readyz", 200), ("GET", "/openapi.json", 200),
+        ("HEAD", "/", 200), ("GET", "/static/app.js", 200), ("GET", "/static/../app.py", 404),
+        ("GET", "/static/%2e%2e/__init__.py", 404), ("GET", "/metrics", 404),
+        ("GET", "/v1/models/", 404), ("PUT", "/v1/models", 405), ("OPTIONS", "/v1/chat/completions", 405),
+        ("TRACE", "/", 405), ("GET", "/%00", 404), ("GET", "/" + "x" * 5000, 404),
+    ],
+)  # fmt: skip
+def test_addresses(shared: Gateway, method: str, path: str, status: int) -> None:
+    connection = http.client.HTTPConnection(*shared.address, timeout=10)
+    connection.request(method, path)
+    response = connection.getresponse()
+    body = response.read()
+    assert response.status == status, body
+    if status in (404, 405):
+        assert json.loads(body)["error"]["type"] == "invalid_request_error"
+    assert response.headers["X-Content-Type-Options"] == "nosniff"
+
+
+def test_the_page_is_locked_down(shared: Gateway) -> None:
+    connection = http.client.HTTPConnection(*shared.address, timeout=10)
+    connection.request("GET", "/")
+    headers = connection.getresponse().headers
+    policy = headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy and "unsafe" not in policy and "frame-ancestors 'none'" in policy
+    assert headers["Referrer-Policy"] == "no-referrer"
+
+
+def test_streams_are_not_to_be_buffered(shared: Gateway) -> None:
+    body = json.dumps({**json.loads(HELLO), "stream": True})
+    status, headers, content = exchange(shared, f"X-Api-Key: {TOKEN}", body=body)
+    assert status == 200 and content.endswith(b"data: [DONE]\n\n")
+    assert headers["Content-Type"] == "text/event-stream; charset=utf-8"
+    assert headers["Cache-Control"] == "no-cache, no-transform"
+    assert headers["X-Accel-Buffering"] == "no"
+
+
+def test_pieces_arrive_when_they_are_written(shared: Gateway) -> None:
+    """The first word is there long before the last: nothing between vendor and client collects."""
+    body = json.dumps({**json.loads(HELLO), "model": "x-slow", "stream": True})
+    connection = http.client.HTTPConnection(*shared.address, timeout=20)
+    started = time.monotonic()
+    connection.request("POST", "/v1/chat/completions", body, {"X-Api-Key": TOKEN, "Content-Type": "application/json"})
+    response = connection.getresponse()
+    first = 0.0
+    received = b""
+    while piece := response.read1(65536):
+        received += piece
+        if not first and b'"content":"You"' in received:
+            first = time.monotonic() - started
+    whole = time.monotonic() - started
+    assert 0 < first < whole - 0.3
+
+
+def test_metrics_are_on_their_own_port_only(shared: Gateway) -> None:
+    assert "hearth_build_info{" in shared.metrics()
+    host, _, port = shared.metrics_url.removeprefix("http://").removesuffix("/metrics").rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.request("GET", "/v1/models")
+    assert connection.getresponse().status == 404
+
+
+def test_a_client_that_sends_nothing_holds_up_nobody(shared: Gateway) -> None:
+    idle = [socket.create_connection(shared.address) for _ in range(50)]
+    try:
+        for sock in idle:
+            sock.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nX-")
+        assert exchange(shared, f"X-Api-Key: {TOKEN}")[0] == 200
+    finally:
+        for sock in idle:
+            sock.close()

@@ -1,0 +1,264 @@
+"""Starting, stopping, dying, and a disk that is full."""
+
+from __future__ import annotations
+
+import resource
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+import yaml
+from gateway_support import SOURCE, TOKEN, Gateway, Mock, wait_for
+
+HELLO: Any = [{"role": "user", "content": "one two three four five six seven eight"}]
+ECHO = "You said: one two three four five six seven eight"
+Make = Callable[..., Gateway]
+
+
+def status(gateway: Gateway, path: str) -> int:
+    try:
+        with urllib.request.urlopen(gateway.url + path, timeout=10) as response:
+            return int(response.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+class Stream(threading.Thread):
+    """Reads a slow stream in the background; ``text`` grows, ``error`` is how it broke."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        super().__init__()
+        self.text = ""
+        self.error: Exception | None = None
+        self.chunks = gateway.client().chat.completions.create(model="x-slow", messages=HELLO, stream=True)
+        self.start()
+
+    def run(self) -> None:
+        try:
+            for chunk in self.chunks:
+                self.text += chunk.choices[0].delta.content or ""
+        except Exception as error:
+            self.error = error
+
+
+# --- stopping ----------------------------------------------------------------------------------
+
+
+def test_sigterm_finishes_open_streams_and_refuses_new_ones(own: Make) -> None:
+    gateway = own()
+    streams = [Stream(gateway) for _ in range(5)]
+    wait_for(lambda: all(stream.text for stream in streams), "the first words")
+    assert status(gateway, "/readyz") == 200
+    gateway.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: status(gateway, "/readyz") == 503, "readiness to drop")
+    assert status(gateway, "/healthz") == 200
+    with pytest.raises(openai.InternalServerError) as refused:
+        gateway.client().chat.completions.create(model="sonnet", messages=HELLO)
+    assert (refused.value.status_code, refused.value.code) == (503, "shutting_down")
+    assert refused.value.response.headers["retry-after"] == "2"
+    assert gateway.metric("hearth_draining") == 1
+    for stream in streams:
+        stream.join()
+        assert (stream.text, stream.error) == (ECHO, None)
+    assert gateway.process.wait(20) == 0
+    assert [row["outcome"] for row in gateway.rows()] == ["ok"] * 5
+    assert gateway.events("stopped")[0]["queued"] == 0
+
+
+def test_what_cannot_wait_is_cut_visibly(own: Make) -> None:
+    gateway = own(server={"drain_s": 0.3})
+    stream = Stream(gateway)
+    wait_for(lambda: stream.text, "the first word")
+    assert gateway.terminate() == 0
+    stream.join()
+    assert isinstance(stream.error, openai.APIError) and "restart" in stream.error.message
+    assert stream.text != ECHO
+    assert [row["outcome"] for row in gateway.rows()] == ["shutting_down"]
+
+
+def test_ctrl_c_twice_does_not_wait(own: Make) -> None:
+    gateway = own()
+    stream = Stream(gateway)
+    wait_for(lambda: stream.text, "the first word")
+    gateway.process.send_signal(signal.SIGINT)
+    wait_for(lambda: gateway.events("stopping"), "the first signal to count")
+    gateway.process.send_signal(signal.SIGINT)
+    assert gateway.process.wait(10) == 0
+    stream.join()
+    assert stream.error is not None
+
+
+def test_stopping_without_work_is_quick(own: Make) -> None:
+    gateway = own()
+    gateway.client().models.list()
+    started = time.monotonic()
+    assert gateway.terminate() == 0
+    assert time.monotonic() - started < 3
+
+
+def test_killed_and_started_again(own: Make) -> None:
+    gateway = own()
+    gateway.client().chat.completions.create(model="sonnet", messages=HELLO)
+    gateway.wait_row(0)
+    stream = Stream(gateway)
+    wait_for(lambda: stream.text, "the first word")
+    gateway.process.kill()
+    gateway.process.wait()
+    stream.join()
+    assert stream.error is not None, "a killed gateway must not look like a finished answer"
+    gateway.restart()
+    assert status(gateway, "/readyz") == 200
+    gateway.client().chat.completions.create(model="sonnet", messages=HELLO)
+    wait_for(lambda: len(gateway.rows()) >= 2, "a row after the restart")
+    assert gateway.terminate() == 0
+
+
+# --- the disk ----------------------------------------------------------------------------------
+
+
+def test_a_full_disk_is_told_and_nothing_is_lost(own: Make) -> None:
+    gateway = own()
+    client = gateway.client()
+    client.chat.completions.create(model="sonnet", messages=HELLO)
+    gateway.wait_row(0)
+    unlimited = resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE)
+    # Not one byte more may be written to any file: what a full disk looks like to a process.
+    resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
+    for _ in range(3):
+        assert client.chat.completions.create(model="sonnet", messages=HELLO).choices
+    wait_for(lambda: gateway.metric("hearth_ledger_failing") == 1, "the fault to be seen")
+    assert status(gateway, "/readyz") == 503
+    assert gateway.metric("hearth_ledger_queued_rows") == 3
+    problems = gateway.events("store-problem")
+    assert len(problems) == 1 and "cannot be written" in problems[0]["problem"]
+    resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, unlimited)
+    wait_for(lambda: len(gateway.rows()) == 4, "the waiting rows")
+    wait_for(lambda: status(gateway, "/readyz") == 200, "readiness")
+    assert gateway.terminate() == 0
+
+
+# --- tokens ------------------------------------------------------------------------------------
+
+
+def test_tokens_come_and_go_without_a_restart(own: Make) -> None:
+    gateway = own()
+    new = "kitchen-token-0123456789"
+    (gateway.tokens / "kitchen").write_text(new)
+    started = time.monotonic()
+    wait_for(lambda: accepted(gateway, new), "the new token", 10)
+    (gateway.tokens / "operator").unlink()
+    wait_for(lambda: not accepted(gateway, TOKEN), "the old token to be refused", 10)
+    assert time.monotonic() - started < 10, "each change must count within 5 s"
+    gateway.client(api_key=new).chat.completions.create(model="sonnet", messages=HELLO)
+    assert gateway.wait_row(0)["caller"] == "kitchen"
+
+
+def accepted(gateway: Gateway, token: str) -> bool:
+    try:
+        return bool(gateway.client(api_key=token).models.list().data)
+    except openai.AuthenticationError:
+        return False
+
+
+# --- it does not start -------------------------------------------------------------------------
+
+
+def refusal(gateway: Gateway) -> tuple[int, list[str]]:
+    process = gateway.spawn()
+    _, said = process.communicate(timeout=20)
+    assert "Traceback" not in said
+    return process.returncode, [line for line in said.splitlines() if not line.startswith("{")]
+
+
+def edit(gateway: Gateway, change: Callable[[dict[str, Any]], None]) -> None:
+    config = yaml.safe_load(gateway.config_file.read_text())
+    change(config)
+    gateway.config_file.write_text(yaml.safe_dump(config))
+
+
+def test_a_taken_port(own: Make) -> None:
+    gateway = own(start=False)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        bind = f"127.0.0.1:{taken.getsockname()[1]}"
+        for field in ("bind", "metrics_bind"):
+            edit(gateway, lambda config, field=field: config["server"].update({field: bind}))  # type: ignore[misc]
+            assert refusal(gateway) == (
+                1,
+                [f"hearth-gateway: cannot listen on {bind} (server.{field}): the port is taken"],
+            )
+            edit(gateway, lambda config, field=field: config["server"].update({field: "127.0.0.1:0"}))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "does not exist"), ("", "is empty"), ("not a key at all\n", "holds spaces")],
+    ids=["missing", "empty", "wrong"],
+)
+def test_a_bad_key_file(own: Make, content: str | None, words: str) -> None:
+    gateway = own(start=False)
+    key = gateway.directory / "key"
+    key.unlink()
+    if content is not None:
+        key.write_text(content)
+    code, said = refusal(gateway)
+    assert code == 2 and len(said) == 1
+    assert f"providers[0].api_key_file: {key} {words}" in said[0]
+
+
+@pytest.mark.parametrize("path", ["/proc/hearth.db", "/none/hearth.db", "."], ids=["proc", "missing", "directory"])
+def test_a_database_that_cannot_be_written(own: Make, path: str) -> None:
+    gateway = own(start=False)
+    where = str(gateway.directory) if path == "." else path
+    edit(gateway, lambda config: config.update({"database_url": f"sqlite:///{where}"}))
+    code, said = refusal(gateway)
+    assert code == 1 and len(said) == 1
+    assert said[0].startswith(f"hearth-gateway: the database {where} cannot be used: ")
+
+
+def test_a_database_of_something_else(own: Make) -> None:
+    gateway = own(start=False)
+    gateway.database.write_bytes(b"something else entirely" * 1000)
+    code, said = refusal(gateway)
+    assert code == 1 and "file is not a database" in said[0]
+
+
+def test_every_problem_of_the_configuration_at_once(own: Make) -> None:
+    gateway = own(start=False)
+
+    def spoil(config: dict[str, Any]) -> None:
+        config["server"]["metric_bind"] = "x"
+        config["timeouts"]["idle_s"] = "long"
+        del config["tokens"]
+
+    edit(gateway, spoil)
+    code, said = refusal(gateway)
+    assert code == 2 and len(said) == 3
+
+
+def test_version_and_help() -> None:
+    command = [sys.executable, "-m", "hearth_gateway"]
+    options: Any = {"capture_output": True, "text": True, "env": {"PYTHONPATH": str(SOURCE)}}
+    version = subprocess.run([*command, "--version"], check=True, **options)
+    assert version.stdout.startswith("hearth-gateway ")
+    assert subprocess.run(command, check=False, **options).returncode == 2
+
+
+def test_the_process_is_one_and_small(own: Make, vendor: Mock) -> None:
+    gateway = own()
+    gateway.client().chat.completions.create(model="sonnet", messages=HELLO)
+    children = Path(f"/proc/{gateway.process.pid}/task/{gateway.process.pid}/children").read_text()
+    assert children.split() == []
+    rollup = Path(f"/proc/{gateway.process.pid}/smaps_rollup").read_text()
+    pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
+    assert pss < 90 * 1024, f"{pss} KiB resident at rest"
+    assert "0 " in Path(f"/proc/{gateway.process.pid}/limits").read_text().split("Max core file size")[1][:20]
