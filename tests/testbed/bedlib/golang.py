@@ -102,3 +102,5 @@ HELM = Program(
     ("helm.sh/helm/v3/cmd/helm",),
     ldflags="-s -w -X helm.sh/helm/v3/internal/version.version=v3.22.0",
 )
+# Go names a program after its package: the server is `server`.
+ETCD = Program("etcd", GO / "tools/etcd", ("go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/etcdctl/v3"))

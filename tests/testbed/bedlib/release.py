@@ -81,14 +81,17 @@ def lay_out(folder: Path, k3s: Path, archives: Sequence[Path] = ()) -> None:
 
 
 def tools() -> Path:
-    """Debian's docker-registry and the machine's own etcd and helm, beside each other in one folder."""
+    """Programs that run beside the hosts, in one folder: docker-registry (Debian's), helm, etcd, etcdctl."""
 
     def build(folder: Path) -> None:
         with debian.unpacked("docker-registry") as root:
             shutil.copy(root / "usr/bin/docker-registry", folder / "docker-registry")
         shutil.copy(golang.HELM.entry() / "helm", folder / "helm")
+        etcd = golang.ETCD.entry()
+        shutil.copy(etcd / "server", folder / "etcd")
+        shutil.copy(etcd / "etcdctl", folder / "etcdctl")
 
-    return cache.entry("tools", golang.HELM.inputs(), build)
+    return cache.entry("tools", [*golang.HELM.inputs(), *golang.ETCD.inputs()], build)
 
 
 def system_images() -> Path:
