@@ -125,8 +125,7 @@ def filled(text: str, found: dict[int, Found], day: str) -> str:
 
     found: position in `pins` -> what was found.
     """
-    root = yaml.compose(text)
-    assert isinstance(root, yaml.MappingNode)
+    root: Any = yaml.compose(text)
     pins = next(value for key, value in root.value if key.value == "pins")
     lines = text.splitlines(keepends=True)
     # From the end, so that earlier line numbers stay right.

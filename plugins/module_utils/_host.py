@@ -71,7 +71,7 @@ def parse_listeners(text: str, protocol: str) -> list[dict[str, Any]]:
         if len(fields) < 10:
             continue
         peer_port = fields[2].rpartition(":")[2]
-        if protocol == "tcp" and fields[3] != _LISTEN or protocol == "udp" and peer_port != "0000":
+        if (protocol == "tcp" and fields[3] != _LISTEN) or (protocol == "udp" and peer_port != "0000"):
             continue
         listeners.append({"port": int(fields[1].rpartition(":")[2], 16), "protocol": protocol, "inode": fields[9]})
     return listeners

@@ -81,7 +81,7 @@ def state(name: str, **known: Any) -> str:
         "config": None,
         "filesystems": set(),
     }
-    return _host.module_state(name, **(facts | known))
+    return str(_host.module_state(name, **(facts | known)))
 
 
 @pytest.mark.parametrize(

@@ -33,7 +33,7 @@ def test_a_taken_port_is_told_with_its_holder(run_module: Run, listener: int) ->
 
 
 def test_a_port_held_by_its_owner_is_ours(run_module: Run, listener: int) -> None:
-    owner = os.path.dirname(os.readlink(f"/proc/{os.getpid()}/exe"))  # noqa: PTH115, PTH120
+    owner = os.path.dirname(os.readlink(f"/proc/{os.getpid()}/exe"))
     found = run_module(host_survey.main, gather=["network"], ports=[{"port": listener, "owners": [owner]}])
     assert found["survey"]["network"]["ports"][0]["ours"] is True
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import pytest
 import yaml
 from ansible_collections.homelab.hearth.plugins.module_utils import _pins
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
-import resolve_pins
+from scripts import resolve_pins
 
 LOCK = """\
 ---
@@ -49,10 +47,10 @@ pins:
     version: "1"
     arch: any
     reference: "x"
-    sha256: "%s"
+    sha256: "cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
     seen: "2026-01-01"
     sources: ["https://example.org"]
-""" % ("c" * 64)  # noqa: UP031
+"""
 
 INDEX = json.dumps({"schemaVersion": 2, "mediaType": resolve_pins.INDEX_TYPES[0], "manifests": []}).encode()
 ARCHIVE = b"the archive"
