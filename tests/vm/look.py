@@ -69,8 +69,10 @@ def main() -> None:
             "built in": sorted(path.name for path in Path("/sys/module").iterdir()),
             "settings": {name: setting(name) for name in sys.argv[1:]},
             "units": units(),
-            "packages": hashlib.sha256(Path("/var/lib/dpkg/status").read_bytes()).hexdigest(),
-            "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            "machine": {
+                "packages": hashlib.sha256(Path("/var/lib/dpkg/status").read_bytes()).hexdigest(),
+                "boot": Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            },
         },
         sys.stdout,
     )

@@ -142,7 +142,6 @@ def test_check_mode_changes_nothing(deployed: Deployed) -> None:
     """It says as many changes as the real run then makes, and makes none."""
     assert deployed.check.rc == 0, deployed.check.output[-6000:]
     assert differences(deployed.bare, deployed.checked) == []
-    assert deployed.bare["settings"] == deployed.checked["settings"]
     assert deployed.check.count("changed") == deployed.real.count("changed") > 2, deployed.check.output[-6000:]
 
 
