@@ -20,6 +20,9 @@ from typing import IO
 # What is made from the source, and what is not shipped with it (galaxy.yml leaves the tests out).
 IGNORED = (".*", "__pycache__", "*.pyc", "*.egg-info", "build", "dist", "node_modules", "tests", "web-types")
 
+# Time of every file in an archive: 2020-01-01. A wheel is a ZIP file, and that knows no time before 1980.
+TIMESTAMP = 1577836800
+
 
 def _counts(name: str) -> bool:
     return not any(fnmatch(name, pattern) for pattern in IGNORED)
@@ -75,5 +78,6 @@ def write_tar(root: Path, target: IO[bytes]) -> None:
             entry = tarfile.TarInfo(str(name))
             entry.size = len(data)
             entry.mode = 0o755 if _executable(path) else 0o644
-            # Owner, group and time keep TarInfo's zeros.
+            entry.mtime = TIMESTAMP
+            # Owner and group keep TarInfo's zeros.
             archive.addfile(entry, io.BytesIO(data))
