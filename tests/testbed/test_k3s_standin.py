@@ -26,6 +26,7 @@ from typing import Any
 import pytest
 import yaml
 
+from plugins.module_utils._k3s import AGENT_KEYS, SERVER_KEYS
 from tests.cluster.observe import differences
 from tests.cluster.support import ROOT, Bed, collect
 
@@ -222,6 +223,21 @@ def test_go_unit_tests() -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_s3_the_role_and_the_standin_know_the_same_keys() -> None:
+    """S3 S4: every key that the role lets through is known to the stand-in, for the same kind of node and with the same type."""
+    kinds = {"bool": "b", "number": "i", "list": "l", "text": "s"}
+    known: dict[str, dict[str, str]] = {"server": {}, "agent": {}}
+    table = (ROOT / "tests/testbed/go/cmd/k3s/flags.go").read_text().split("keyTable = `")[1].split("`")[0]
+    for line in table.split("\n"):
+        if line:
+            who, kind, _, *cells = line.split()
+            for role in ("server", "agent") if who == "both" else (who,):
+                known[role] |= {cell.split("|")[0]: kinds[kind] for cell in cells}
+    for role, keys in (("server", SERVER_KEYS), ("agent", AGENT_KEYS)):
+        ours = {key: kind.replace("d", "s") for key, kind in keys.items()}  # k3s reads a duration from text
+        assert ours.items() <= known[role].items(), sorted(ours.items() - known[role].items())
 
 
 def test_s1_version(k3s: Server) -> None:
@@ -701,6 +717,7 @@ done
 rm -rf /root/.kube  # the cache of the kubectl in these tests
 rm -rf /etc/rancher /etc/cni /var/lib/cni /run/k3s /run/containerd "$D" /var/log/pods /var/log/containers /root/admin.yaml
 rm -rf /var/lib/kubelet/*
+rmdir /var/lib/kubelet /var/lib/rancher 2>/dev/null  # not where they are mount points
 rm -f /usr/local/bin/k3s /usr/local/bin/kubectl /usr/local/bin/ctr /etc/systemd/system/k3s.service
 systemctl daemon-reload
 for group in /sys/fs/cgroup/*/k8s.io; do find "$group" -depth -type d -exec rmdir {} \; ; done

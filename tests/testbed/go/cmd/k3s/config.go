@@ -68,7 +68,7 @@ func load(role string, args []string, environ func(string) string) (*settings, e
 func keysOf(role string) []key {
 	var out []key
 	for _, k := range keys {
-		if role == "server" || k.agent {
+		if k.who == role || k.who == "both" {
 			out = append(out, k)
 		}
 	}
@@ -215,7 +215,7 @@ func asText(value any) string {
 
 func dropUnknown(args []string) (kept, warnings []string) {
 	known := map[string]bool{}
-	for _, k := range keys {
+	for _, k := range keysOf("server") {
 		known[k.name] = true
 		if k.short != "" {
 			known[k.short] = true

@@ -26,16 +26,17 @@ type key struct {
 	short string // one letter, "" for none
 	env   string // environment variable, "" for none
 	kind  valueKind
-	agent bool // `k3s agent` knows it too
+	who   string // "server", "agent" or "both"
 	does  support
 }
 
 // keyTable has the keys of the k3s command line and of config.yaml, from the k3s contract (§2) and the k3s
-// documentation: who knows them, type, what the stand-in does with them, and then name|letter|environment variable.
+// documentation: whose they are, type, what the stand-in does with them, and then name|letter|environment variable.
 const keyTable = `
 both bool accepted: debug|K3S_DEBUG alsologtostderr with-node-id disable-default-registry-endpoint
 both bool accepted: nonroot-devices selinux|K3S_SELINUX prefer-bundled-bin enable-pprof
 both bool acted: protect-kernel-defaults
+agent bool accepted: disable-apiserver-lb
 both bool refused: docker rootless
 both list accepted: node-external-ip node-internal-dns node-external-dns
 both list acted: node-label node-taint node-ip|i kubelet-arg kube-proxy-arg
@@ -53,7 +54,8 @@ server bool accepted: kine-tls etcd-expose-metrics etcd-disable-snapshots etcd-s
 server bool accepted: etcd-s3-skip-ssl-verify etcd-s3-insecure disable-scheduler embedded-registry
 server bool accepted: supervisor-metrics secrets-encryption|K3S_SECRETS_ENCRYPTION
 server bool acted: disable-kube-proxy
-server bool refused: cluster-reset|K3S_CLUSTER_RESET disable-apiserver disable-controller-manager disable-etcd
+server bool refused: cluster-reset|K3S_CLUSTER_RESET disable-agent disable-apiserver disable-controller-manager
+server bool refused: disable-etcd
 server list absent: kube-cloud-controller-manager-arg
 server list accepted: etcd-arg
 server list acted: tls-san cluster-cidr service-cidr cluster-dns kube-apiserver-arg kube-controller-manager-arg
@@ -92,7 +94,7 @@ func readTable(table string) []key {
 			panic("key table: " + line) // the zero value would say that the key is acted on
 		}
 		for _, cell := range strings.Fields(cells) {
-			k := key{agent: words[0] == "both", kind: kind, does: effect}
+			k := key{who: words[0], kind: kind, does: effect}
 			for i, part := range strings.Split(cell, "|") {
 				switch {
 				case i == 0:
