@@ -2,7 +2,7 @@
 # Take away what came with us, one path a line in each variable. Says one line for each thing it did.
 #   MISSING  folders and files that were not there before, and are ours alone
 #   EMPTY    folders that were there and empty, and are ours alone
-#   SHARED   folders that were not there before, and that others may have filled since: only when they are empty
+#   SHARED   folders that were not there before, deepest first; others may have filled them since, so only when empty
 # What is mounted in them stays, with the folders above it.
 set -euo pipefail
 
