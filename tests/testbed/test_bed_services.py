@@ -105,6 +105,29 @@ def test_inventory_is_what_ansible_reads_and_names_stand_ins(lab: Lab) -> None:
     assert any(text.startswith("k3s") for text in lab.described["stand_ins"])
 
 
+def test_a_given_k3s_is_served_in_its_own_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tmp_path / "k3s"
+    given.write_text("#!/bin/sh\necho 'k3s version v1.36.9+k3s4 (abcdef12)'\necho 'go version go1.26.8'\n")
+    given.chmod(0o755)
+    monkeypatch.setenv("HEARTH_BED_K3S", str(given))
+    with running("bedtest-given", 1, "--with", "services"):
+        lab = Lab("bedtest-given")
+        assert lab.get("/k3s/download/v1.36.9+k3s4/k3s") == given.read_bytes()
+        k3s = lab.described["k3s"]
+        checksum = hashlib.sha256(given.read_bytes()).hexdigest()
+        assert k3s["versions"] == {"v1.36.9+k3s4": {"sha256": {"amd64": checksum}}}
+        assert not k3s["stand_in"] and not any(text.startswith("k3s") for text in lab.described["stand_ins"])
+        variables = json.loads(bed("inventory", "--json", name="bedtest-given").stdout)["k3s_cluster"]["vars"]
+        assert (variables["k3s_version"], variables["k3s_sha256"]) == ("v1.36.9+k3s4", {"amd64": checksum})
+
+
+def test_what_is_no_k3s_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HEARTH_BED_K3S", "/bin/true")
+    refused = bed("up", "-n", "1", "--with", "services", name="bedtest-refused", check=False)
+    assert refused.returncode == 1 and "HEARTH_BED_K3S=/bin/true" in refused.stderr
+    assert traces("bedtest-refused") == NOTHING
+
+
 def test_services_go_down_with_the_bed(lab: Lab) -> None:
     assert all(status("bedtest-served")["services"].values())
     bed("down", name="bedtest-served")
