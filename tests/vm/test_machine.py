@@ -80,7 +80,7 @@ def test_a_machine_that_panics_says_so_at_once_and_leaves_nothing(vm_image: Imag
 
 def test_what_qemu_says_reaches_the_reader(vm_image: Image) -> None:
     with pytest.raises(MachineError, match=r"QEMU did not start(.|\n)*/nonexistent/vmlinuz"), \
-            running(WithoutKernel(vm_image.folder), REPORTS):  # fmt: skip
+            running(WithoutKernel(vm_image.folder), REPORTS / "vm-no-kernel"):  # fmt: skip
         pytest.fail("a machine without a kernel came up")
 
 
@@ -95,6 +95,6 @@ def test_a_killed_run_takes_its_machine_along_and_the_next_one_removes_its_disk(
         time.sleep(0.1)
     assert processes_with(str(reports)) == [], f"QEMU ({pid}) outlived the run"
     assert (Path(folder) / "disk.qcow2").exists(), "the disk of the killed run is gone: nothing is shown"
-    with pytest.raises(MachineError), running(WithoutKernel(vm_image.folder), REPORTS):
+    with pytest.raises(MachineError), running(WithoutKernel(vm_image.folder), REPORTS / "vm-no-kernel"):
         pytest.fail("a machine without a kernel came up")
     assert not Path(folder).exists()
