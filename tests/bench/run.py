@@ -41,7 +41,7 @@ def timed(playbook: str, bed: Bed) -> tuple[float, str, int]:
 def main(reruns: int) -> int:
     bed = Bed("bench")
     bed.call("down", check=False)
-    bed.call("up", "-n", "1")
+    bed.call("up", "-n", "1", "--with", "services", timeout_s=900)
     try:
         floor_playbook = bed.state / "floor.yml"
         floor_playbook.write_text(FLOOR)

@@ -69,7 +69,7 @@ class Bed:
 
     def variables(self) -> dict[str, Any]:
         inventory = yaml.safe_load(self.inventory.read_text())
-        return dict(inventory["all"]["vars"])
+        return dict(inventory["all"]["children"]["k3s_cluster"]["vars"])
 
     def kubectl(self, *arguments: str) -> str:
         quoted = " ".join(f"'{a}'" for a in arguments)

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.timeout(600)
 def faulty() -> Iterator[Bed]:
     bed = Bed("faults")
     bed.call("down", check=False)
-    bed.call("up", "-n", "1")
+    bed.call("up", "-n", "1", "--with", "services", timeout_s=900)
     yield bed
     collect(bed, "logs")
     bed.call("down")
@@ -63,7 +63,7 @@ def test_a_wrong_checksum_stops_before_anything_is_installed(faulty: Bed) -> Non
 
 
 def test_a_cut_download_leaves_nothing_half_installed(faulty: Bed) -> None:
-    url = faulty.variables()["k3s_release_url"].replace("/k3s/", "/faults/cut/k3s/")
+    url = faulty.variables()["k3s_release_url"].removesuffix("/k3s") + "/faults/cut/k3s"
     run = site(faulty, k3s_release_url=url)
     assert run.rc != 0
     assert faulty.ssh("ls /usr/local/bin").split() == [], sentence(run.output)[-3000:]
