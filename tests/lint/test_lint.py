@@ -38,7 +38,7 @@ def test_ruff() -> None:
 
 def test_mypy_strict() -> None:
     run("mypy", *tracked("plugins/**/*.py", "scripts/*.py", "tests/*.py", "tests/lint/*.py", "tests/docs/*.py",
-                         "tests/render/*.py", "tests/readme/*.py", "tests/cluster/*.py", "tests/unit/*.py"))
+                         "tests/render/*.py", "tests/readme/*.py", "tests/cluster/*.py", "tests/unit/*.py", "tests/host/*.py", "tests/vm/*.py", "tests/bench/*.py", "molecule/shared/*.py"))
 
 
 def test_mypy_strict_gateway() -> None:
