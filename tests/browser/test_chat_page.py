@@ -310,6 +310,19 @@ def test_failures_in_plain_words_with_another_try(tab: Tab, demo: str, status: i
     assert page.locator(".from-person").count() == 1
 
 
+def test_a_model_list_that_does_not_come_can_be_tried_again(tab: Tab, demo: str) -> None:
+    page = tab.page
+    body = '{"error": {"message": "The gateway is restarting."}}'
+    page.route("**/v1/models", lambda route: route.fulfill(status=503, content_type="application/json", body=body))
+    page.goto(demo)
+    expect(page.locator(".problem")).to_contain_text("The gateway is restarting.")
+    expect(page.locator(".problem")).to_be_in_viewport()
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#model")).to_be_enabled()
+    expect(page.locator("#welcome")).to_be_visible()
+
+
 def test_server_gone_the_question_can_be_taken_back(tab: Tab, demo: str) -> None:
     page = tab.page
     open_page(page, demo)

@@ -186,27 +186,40 @@ def test_partial_usage_of_a_broken_answer_is_kept(shared: Gateway) -> None:
 # --- another provider takes over ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scenario", ["401", "429", "500", "529", "error-before", "close", "garbage", "silent"])
-def test_the_next_provider_takes_over_before_the_first_word(own: Make, scenario: str) -> None:
-    first = {"provider": "anthropic", "model": f"mock+{scenario}", "max_output_tokens": 100}
-    gateway = own(models={"both": [first, {"provider": "demo", "model": "demo"}]}, timeouts={"first_token_s": 1})
-    response = gateway.client().chat.completions.with_raw_response.create(model="both", messages=HELLO)
+TAKEN_OVER = ["401", "429", "500", "529", "error-before", "close", "garbage", "silent"]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, vendor: Mock) -> Iterator[Gateway]:
+    """Each alias `both-<scenario>` has the failing vendor first and the demo second."""
+    demo = {"provider": "demo", "model": "demo"}
+    models = {
+        f"both-{name}": [{"provider": "anthropic", "model": f"mock+{name}", "max_output_tokens": 100}, demo]
+        for name in [*TAKEN_OVER, "cut"]
+    }
+    gateway = Gateway(tmp_path_factory.mktemp("pairs"), vendor.url, models=models, timeouts={"first_token_s": 1})
+    yield gateway
+    gateway.stop()
+
+
+@pytest.mark.parametrize("scenario", TAKEN_OVER)
+def test_the_next_provider_takes_over_before_the_first_word(pairs: Gateway, scenario: str) -> None:
+    before = pairs.settled_rows()
+    response = pairs.client().chat.completions.with_raw_response.create(model=f"both-{scenario}", messages=HELLO, max_tokens=5)
     assert response.headers["x-hearth-provider"] == "demo" and response.headers["x-hearth-attempts"] == "2"
-    wait_for(lambda: len(gateway.rows()) == 2, "two rows")
-    rows = gateway.rows()
+    wait_for(lambda: len(pairs.rows()) == before + 2, "two rows")
+    rows = pairs.rows()[before:]
     assert [(row["provider"], row["leg"], row["outcome"] == "ok") for row in rows] == [
         ("anthropic", 1, False),
         ("demo", 2, True),
     ]
-    assert rows[0]["request_id"] == rows[1]["request_id"]
+    assert rows[0]["request_id"] == rows[1]["request_id"] == response.headers["x-request-id"]
 
 
-def test_nobody_takes_over_after_the_first_word(own: Make) -> None:
-    first = {"provider": "anthropic", "model": "mock+cut", "max_output_tokens": 100}
-    gateway = own(models={"both": [first, {"provider": "demo", "model": "demo"}]})
-    assert b"demo provider" not in raw_stream(gateway, "both")
+def test_nobody_takes_over_after_the_first_word(pairs: Gateway) -> None:
+    assert b"demo provider" not in raw_stream(pairs, "both-cut")
     with pytest.raises(openai.InternalServerError):
-        ask(gateway, "both")
+        ask(pairs, "both-cut")
 
 
 # --- the client leaves -------------------------------------------------------------------------

@@ -52,6 +52,6 @@ def test_nothing_inline_and_nothing_from_another_host(path: Path) -> None:
 
 def test_the_promise_is_the_honest_one() -> None:
     page = " ".join((STATIC / "index.html").read_text().split())
-    assert "While an answer is being written the words pass through the server’s memory and to the model" in page
+    assert "While an answer is being written the words pass through the server\u2019s memory and to the model" in page
     for lie in ("zero knowledge", "zero-knowledge", "end-to-end", "nobody can see"):
         assert all(lie not in path.read_text().lower() for path in FILES), lie

@@ -38,6 +38,9 @@ _SPARE_THREADS = 32
 _HEADER_TIMEOUT_MS = 15_000
 # After `drain_s`, open answers get an error event; they notice within one heartbeat.
 _CUT_S = 5.0
+# For bytes that a slow client has not taken yet. Not longer: a browser may keep a connection open on which
+# it never sent anything, and that would hold up every stop.
+_FLUSH_S = 2.0
 
 
 class BindError(Exception):
@@ -101,7 +104,12 @@ def serve(
         log.event("cutting", open=gateway.lifecycle.open)
         gateway.lifecycle.cut()
         gateway.lifecycle.wait_until_cut(_CUT_S)
+    # "Empty" means that our code is done; the last bytes may still be on their way out. The worker
+    # calls back once its connections are closed, which idle keep-alive ones are at once.
+    finished = threading.Event()
+    shutdown.add_cb(finished.set)
     shutdown.set()
+    finished.wait(_FLUSH_S)
     lost = gateway.close()
     metrics_server.shutdown()
     log.event("stopped", open=gateway.lifecycle.open, queued=lost)

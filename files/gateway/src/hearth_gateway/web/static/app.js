@@ -260,8 +260,13 @@ async function loadModels() {
     }
     const article = make("div", "message");
     log.append(article);
+    welcome.hidden = true; // it fills the view: the problem would be below it
     addProblem(article, error instanceof ApiError ? error.message : "The page could not be set up.", [
-      ["Try again", () => { article.remove(); void loadModels(); }],
+      ["Try again", () => {
+        article.remove();
+        welcome.hidden = log.childElementCount > 0;
+        void loadModels();
+      }],
     ]);
     return;
   }
