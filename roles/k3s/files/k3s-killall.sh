@@ -66,6 +66,17 @@ kill_pods() {
   done
 }
 
+# Sockets of shims that have ended. Those of another containerd are still open, and stay.
+remove_shim_sockets() {
+  local socket
+  for socket in /run/containerd/s/*; do
+    [ -S "$socket" ] || continue
+    if grep -qF " $socket" /proc/net/unix; then continue; fi
+    rm -f "$socket"
+    echo "removed $socket"
+  done
+}
+
 # Mount points below a prefix, deepest first. /proc/mounts writes a blank as \040.
 mounts_below() { awk -v prefix="$1" 'index($2, prefix) == 1 { print $2 }' /proc/self/mounts | sort -r; }
 
@@ -155,6 +166,7 @@ remove_cgroups() {
 # Empty tables are only ours to delete when we emptied them, so this run's first message decides.
 stop_units
 kill_pods
+remove_shim_sockets
 for place in /run/k3s /var/lib/kubelet/pods /var/lib/kubelet/plugins /run/netns/cni-; do unmount_below "$place"; done
 remove_network
 said=$(remove_iptables_rules)
