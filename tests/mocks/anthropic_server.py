@@ -400,6 +400,7 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else each small event waits 40 ms for the acknowledgement of the last
     server: Server
 
     def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
