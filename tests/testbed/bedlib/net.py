@@ -18,12 +18,12 @@ from .state import MAX_BEDS, Bed, all_beds, firewall_table, lab_namespace, link_
 MACHINE = {"net/ipv4/ip_forward": 1, "fs/inotify/max_user_instances": 2048}
 SAVED = Path("/run/hearth-bed")
 SYSCTLS = Path("/proc/sys")
+NAMESPACES = Path("/run/netns")
 
 
 def namespaces() -> list[str]:
     """Names of all network namespaces of this machine."""
-    folder = Path("/run/netns")
-    return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    return sorted(path.name for path in NAMESPACES.iterdir()) if NAMESPACES.is_dir() else []
 
 
 def _links() -> list[dict[str, object]]:
@@ -128,14 +128,20 @@ def host_down(bed: Bed, host: str) -> None:
     """Pull the plug first: a namespace lives on as long as a process of it does."""
     run("ip", "-n", bed.lab, "link", "del", f"v{host}", check=False)
     if bed.namespace(host) in namespaces():
-        run("ip", "netns", "del", bed.namespace(host))
+        _delete(bed.namespace(host))
+
+
+def _delete(namespace: str) -> None:
+    # An `ip netns add` that was killed leaves its file without a namespace mounted on it; `del` refuses that.
+    run("ip", "netns", "del", namespace, check=False)
+    (NAMESPACES / namespace).unlink(missing_ok=True)
 
 
 def down(name: str) -> None:
     """Remove the bed's network by its names; what is not there is fine. Call with the machine lock held."""
     for namespace in namespaces():
         if namespace == lab_namespace(name) or namespace.startswith(f"{lab_namespace(name)}."):
-            run("ip", "netns", "del", namespace)
+            _delete(namespace)
     link = link_name(name)
     if any(entry["ifname"] == link for entry in _links()):
         run("ip", "link", "del", link, check=False)  # the kernel may remove it with the lab just now
