@@ -8,7 +8,8 @@ Keys of one role's wants, all optional:
     supported_os    list of {id, version}: distributions and their oldest version
     architectures   list of names
     systemd, default_route, clock, hostname   true when it is needed
-    memory_mb, cores                          at least so much
+    memory_mb                                 so much is used; the roles' figures are added up
+    cores                                     at least so many
     disks           list of {path, free_mb, why}
     ports           list of {port, protocol, why, owners}
     modules         kernel modules that must be there or loadable
@@ -69,11 +70,6 @@ def _system(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tupl
         yield f"the processor is {system['machine']}", f"use a machine with {' or '.join(architectures)}"
     if want.get("systemd") and not system["systemd"]:
         yield "systemd does not run here", "use a system that was booted by systemd"
-    if system["memory_mb"] < want.get("memory_mb", 0):
-        yield (
-            f"{system['memory_mb']} MB of memory, {want['part']} needs {want['memory_mb']} MB",
-            "add memory, or switch parts off",
-        )
     if system["cores"] < want.get("cores", 0):
         yield f"{system['cores']} processor cores, {want['part']} needs {want['cores']}", "use a larger machine"
     missing = [c for c in want.get("cgroups", []) if c not in system["cgroups"]["controllers"]]
@@ -220,6 +216,17 @@ def _pins(survey: Mapping[str, Any], want: Mapping[str, Any], look_up: Callable[
             )
 
 
+def _memory(survey: Mapping[str, Any], wants: Sequence[Mapping[str, Any]]) -> Iterable[tuple[str, str]]:
+    parts = [want for want in wants if want.get("memory_mb")]
+    needed = sum(want["memory_mb"] for want in parts)
+    if survey["system"]["memory_mb"] < needed:
+        listed = ", ".join(f"{want['part']} {want['memory_mb']}" for want in parts)
+        yield (
+            f"{survey['system']['memory_mb']} MB of memory, {needed} MB are needed ({listed})",
+            "add memory, or switch parts off",
+        )
+
+
 def host_problems(
     host: str,
     survey: Mapping[str, Any],
@@ -229,7 +236,7 @@ def host_problems(
     unpinned_allowed: bool = False,
 ) -> list[Problem]:
     """Everything on one host that stands in the way, in the order of the wants."""
-    found: list[Problem] = []
+    found: list[Problem] = [_problem(host, *answer) for answer in _memory(survey, wants)]
     for want in wants:
         answers = [(r["problem"], r["fix"]) for r in want.get("refused", [])]
         for judge in (_system, _clock, _network, _disks, _modules, _k3s_installed):

@@ -88,7 +88,7 @@ FAULTS: list[tuple[str, Any, str, str]] = [
     ("system.os", {"id": "", "version": "", "name": ""}, "this system is not supported", "use one of"),
     ("system.architecture", "riscv64", "the processor is x86_64", "amd64 or arm64"),
     ("system.systemd", False, "systemd does not run", "booted by systemd"),
-    ("system.memory_mb", 900, "900 MB of memory, k3s needs 1900 MB", "add memory"),
+    ("system.memory_mb", 900, "900 MB of memory, 1900 MB are needed (k3s 1900)", "add memory"),
     ("system.cores", 1, "1 processor cores, k3s needs 2", "larger machine"),
     ("system.cgroups", {"version": 1, "controllers": ["cpu", "pids"]}, "without the cgroup controllers memory", "cgroup_enable=memory"),
     ("clock.skew_s", [599.0, 601.0], "599 s ahead of", "timedatectl set-ntp true"),
@@ -190,6 +190,13 @@ def test_two_roles_with_the_same_wish_make_one_problem() -> None:
     survey = changed("network.default_route", None)
     want = {"part": "x", "default_route": True}
     assert len(_preflight.host_problems("h1", survey, [want, {**want, "part": "y"}], look_up=look_up)) == 1
+
+
+def test_memory_of_the_enabled_parts_is_added_up() -> None:
+    wants = [{"part": "k3s", "memory_mb": 1600}, {"part": "the gateway", "memory_mb": 256}]
+    [found] = _preflight.host_problems("h1", changed("system.memory_mb", 1700), wants, look_up=look_up)
+    assert found["problem"] == "1700 MB of memory, 1856 MB are needed (k3s 1600, the gateway 256)"
+    assert _preflight.host_problems("h1", changed("system.memory_mb", 1900), wants, look_up=look_up) == []
 
 
 def test_all_problems_are_listed_at_once() -> None:
