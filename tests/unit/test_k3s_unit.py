@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import string
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,17 @@ UNIT = {
 }
 
 
-def render(name: str, **variables: Any) -> str:
-    # As Ansible renders: trim_blocks, and its own to_json.
+@cache
+def templates() -> Environment:
+    """As Ansible renders: trim_blocks, and its own to_json."""
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, trim_blocks=True,  # noqa: S701
                               keep_trailing_newline=True)
     environment.filters["to_json"] = FilterModule().filters()["to_json"]
-    return environment.get_template(name).render(**variables)
+    return environment
+
+
+def render(name: str, **variables: Any) -> str:
+    return templates().get_template(name).render(**variables)
 
 
 def parse(text: str) -> dict[str, dict[str, list[str]]]:
