@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import subprocess
 from dataclasses import dataclass
 from functools import cached_property
@@ -72,8 +73,7 @@ class Bed:
         return dict(inventory["all"]["children"]["k3s_cluster"]["vars"])
 
     def kubectl(self, *arguments: str) -> str:
-        quoted = " ".join(f"'{a}'" for a in arguments)
-        return self.ssh(f"/usr/local/bin/k3s kubectl {quoted}")
+        return self.ssh("/usr/local/bin/k3s kubectl " + shlex.join(arguments))
 
     def objects(self) -> dict[str, str]:
         """Every object of ours (and the node): kind/namespace/name -> resourceVersion and generation."""

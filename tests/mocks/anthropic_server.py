@@ -376,6 +376,7 @@ class Server(ThreadingHTTPServer):
         self.tls = tls
         self._record_file = record
         self._lock = threading.Lock()
+        self.pace_s = 0.0  # seconds after each piece of text
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         # In the connection's own thread: a client that stalls in the handshake holds up nobody else.
@@ -539,8 +540,8 @@ class Handler(BaseHTTPRequestHandler):
             texts += is_text
             self._chunk(sse(event))
             self._sent += 1
-            if scenario == "slow" and is_text:
-                self._sleep_while_connected(0.2)
+            if is_text and (scenario == "slow" or self.server.pace_s):
+                self._sleep_while_connected(self.server.pace_s or 0.2)
             if scenario == "eof" and texts == 2:
                 break
         self._chunk(b"")
@@ -627,6 +628,7 @@ def main() -> None:
     parser.add_argument("--cert", help="PEM certificate chain; with --key the mock speaks HTTPS")
     parser.add_argument("--key", help="PEM private key")
     parser.add_argument("--record", type=Path, metavar="FILE")
+    parser.add_argument("--pace-s", type=float, default=0.0, help="pause after each piece of text, as a vendor has")
     arguments = parser.parse_args()
     if bool(arguments.cert) != bool(arguments.key):
         parser.error("--cert and --key go together")
@@ -636,6 +638,7 @@ def main() -> None:
         tls.load_cert_chain(arguments.cert, arguments.key)
     host, _, port = arguments.bind.rpartition(":")
     server = Server((host.strip("[]"), int(port)), arguments.api_key, arguments.record, tls)
+    server.pace_s = arguments.pace_s
     scheme = "https" if tls else "http"
     print(f"mock Anthropic (a stand-in) on {scheme}://{host}:{server.server_address[1]}", flush=True)
     server.serve_forever()

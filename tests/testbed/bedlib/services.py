@@ -43,7 +43,7 @@ def start(bed: Bed, built: release.Built) -> dict[str, Any]:
         _spawn(
             bed, "anthropic", ANTHROPIC_PORT,
             sys.executable, str(ANTHROPIC_MOCK), "--bind", f"{bed.gateway}:{ANTHROPIC_PORT}",
-            "--api-key", ANTHROPIC_KEY, "--record", str(bed.folder / "anthropic-requests.jsonl"), *_tls(bed),
+            "--api-key", ANTHROPIC_KEY, "--record", str(bed.folder / "anthropic-requests.jsonl"), "--pace-s", "0.03", *_tls(bed),
         )  # fmt: skip
     else:
         say(f"  no stand-in for the AI vendor runs: {ANTHROPIC_MOCK.relative_to(REPOSITORY)} does not exist")
