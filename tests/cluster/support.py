@@ -73,7 +73,8 @@ class Bed:
         return dict(inventory["all"]["children"]["k3s_cluster"]["vars"])
 
     def kubectl(self, *arguments: str) -> str:
-        return self.ssh("/usr/local/bin/k3s kubectl " + shlex.join(arguments))
+        # kubectl's cache in /run: in the home directory it would look like something a reset forgot
+        return self.ssh("KUBECACHEDIR=/run/kubectl-cache /usr/local/bin/k3s kubectl " + shlex.join(arguments))
 
     def objects(self) -> dict[str, str]:
         """Every object of ours (and the node): kind/namespace/name -> resourceVersion and generation."""
@@ -113,4 +114,4 @@ def collect(bed: Bed, label: str) -> None:
         "gateway.log": "/usr/local/bin/k3s kubectl logs -n hearth deploy/gateway --tail=500",
         "events.txt": "/usr/local/bin/k3s kubectl get events -A --sort-by=.lastTimestamp",
     }.items():
-        (target / name).write_text(bed.ssh(command, check=False))
+        (target / name).write_text(bed.ssh(f"export KUBECACHEDIR=/run/kubectl-cache; {command}", check=False))
