@@ -45,8 +45,18 @@ def egress_rules(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         raise AnsibleFilterError(str(error)) from error
 
 
+def egress_problems(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """See egress_problems.yml."""
+    return [str(problem) for problem in _egress.problems(table)]
+
+
 class FilterModule:
     """Ansible's entry to this file."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"content_hash": content_hash, "schema_errors": schema_errors, "egress_rules": egress_rules}
+        return {
+            "content_hash": content_hash,
+            "schema_errors": schema_errors,
+            "egress_rules": egress_rules,
+            "egress_problems": egress_problems,
+        }

@@ -19,7 +19,7 @@ _DEFAULT_PORT = {"http": 80, "https": 443}
 
 
 class EgressError(Exception):
-    """A row of the table that cannot become a rule; names the row and the fault."""
+    """Rows of the table that cannot become rules; names each row and its fault."""
 
 
 def _ports(row: Mapping[str, Any], label: str) -> list[dict[str, Any]]:
@@ -77,19 +77,37 @@ def _rule(row: Mapping[str, Any], label: str) -> dict[str, Any]:
     return {"to": [peer], "ports": ports}
 
 
+def _label(number: int, row: Mapping[str, Any]) -> str:
+    return f"egress row {number} ({row.get('name', 'no name')})"
+
+
+def problems(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Why rows cannot become rules, one sentence a row; an empty list when all can."""
+    found = []
+    for number, row in enumerate(table, start=1):
+        try:
+            _check(row, _label(number, row))
+            _rule(row, _label(number, row))
+        except EgressError as error:
+            found.append(str(error))
+    return found
+
+
+def _check(row: Mapping[str, Any], label: str) -> None:
+    unknown = sorted(set(row) - _KNOWN)
+    if unknown:
+        raise EgressError(f"{label}: unknown {', '.join(unknown)}")
+    given = [key for key in _DESTINATIONS if row.get(key)]
+    if len(given) != 1:
+        raise EgressError(f"{label}: give exactly one of {', '.join(_DESTINATIONS)}")
+
+
 def rules(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The `egress` list of a NetworkPolicy, one rule a row, in the table's order.
 
     :raises EgressError: a row with an unknown key, none or several destinations, no ports, or a broken address.
     """
-    made = []
-    for number, row in enumerate(table, start=1):
-        label = f"egress row {number} ({row.get('name', 'no name')})"
-        unknown = sorted(set(row) - _KNOWN)
-        if unknown:
-            raise EgressError(f"{label}: unknown {', '.join(unknown)}")
-        given = [key for key in _DESTINATIONS if row.get(key)]
-        if len(given) != 1:
-            raise EgressError(f"{label}: give exactly one of {', '.join(_DESTINATIONS)}")
-        made.append(_rule(row, label))
-    return made
+    faults = problems(table)
+    if faults:
+        raise EgressError("; ".join(faults))
+    return [_rule(row, _label(number, row)) for number, row in enumerate(table, start=1)]
