@@ -63,8 +63,8 @@ docs: setup ## Generate docs/variables.md and the contract files
 build: setup-runtime ## The collection archive, in build/
 	@mkdir -p build && ansible-galaxy collection build --force --output-path build
 
-resolve-pins: setup-runtime ## Fill unresolved pins from their public sources (needs internet)
-	@.venv/bin/python scripts/resolve_pins.py
+resolve-pins: setup-runtime ## Fill unresolved pins from their public sources (add=k3s@VERSION adds one)
+	@.venv/bin/python scripts/resolve_pins.py $(if $(add),--add $(add))
 
 lock: setup-runtime ## Write the hash-locked requirements anew
 	@scripts/lock.sh

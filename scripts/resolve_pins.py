@@ -2,6 +2,8 @@
 
     python scripts/resolve_pins.py             look up, write, show the difference
     python scripts/resolve_pins.py --dry-run   look up and show the difference only
+    python scripts/resolve_pins.py --add k3s@v1.36.5+k3s1
+                                               first add entries for this version, made from those of the last one listed
 
 Images are asked with skopeo, chart archives fetched with helm, release files taken from the list of checksums that
 lies beside them, with curl. Nothing is written without the tool, the address and the day it came from. An entry that
@@ -149,12 +151,55 @@ def filled(text: str, found: dict[int, Found], day: str) -> str:
     return "".join(lines)
 
 
+# What belongs to the old version's checksum, and not to the new version.
+PROVENANCE = {"sha256", "digest", "seen", "confirmed", "sources", "note", "unresolved"}
+
+
+def added(text: str, name: str, version: str) -> str:
+    """The lock's text with unresolved entries for another version of one name, one for each that its last version has.
+
+    Raises LookUpError when the lock does not know the name, or knows this version already.
+    """
+    pins = yaml.safe_load(text)["pins"]
+    known = [pin for pin in pins if pin["name"] == name]
+    if not version:
+        raise LookUpError("write it as NAME@VERSION")
+    if not known:
+        raise LookUpError(f"the lock has no {name} to make an entry from")
+    if any(pin["version"] == version for pin in known):
+        raise LookUpError(f"the lock has {name} {version} already")
+    old = known[-1]["version"]
+    blocks = []
+    for pin in known:
+        if pin["version"] != old:
+            continue
+        # In addresses `+` is written %2B, in image tags it is a hyphen.
+        swaps = [(old, version), (old.replace("+", "%2B"), version.replace("+", "%2B")), (old.replace("+", "-"), version.replace("+", "-"))]
+        lines = []
+        for key, value in pin.items():
+            if key in PROVENANCE:
+                continue
+            for before, after in swaps:
+                value = value.replace(before, after)
+            lines.append(f"    {key}: {value if key in ('name', 'kind', 'arch') else json.dumps(value)}\n")
+        blocks.append("  - " + "".join(lines).lstrip() + '    unresolved: "not looked up yet"\n')
+    return text + "".join(blocks)
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description="Fill the unresolved entries of contract/pins.yml.")
     parser.add_argument("--dry-run", action="store_true", help="show the difference, write nothing")
+    parser.add_argument("--add", metavar="NAME@VERSION", help="add entries for this version first")
     parser.add_argument("--lock", type=Path, default=LOCK, help="the lock file")
     options = parser.parse_args(arguments)
-    text = options.lock.read_text(encoding="utf-8")
+    before = text = options.lock.read_text(encoding="utf-8")
+    if options.add:
+        name, _, version = options.add.partition("@")
+        try:
+            text = added(text, name, version)
+        except LookUpError as error:
+            print(f"{options.add}: {error}", file=sys.stderr)
+            return 1
     pins = yaml.safe_load(text)["pins"]
     found: dict[int, Found] = {}
     failures = 0
@@ -170,8 +215,8 @@ def main(arguments: list[str]) -> int:
             print(f"{name}: stays unresolved: {error}", file=sys.stderr)
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     new = filled(text, found, today)
-    sys.stdout.writelines(difflib.unified_diff(text.splitlines(True), new.splitlines(True), "before", "after"))
-    if new != text and not options.dry_run:
+    sys.stdout.writelines(difflib.unified_diff(before.splitlines(True), new.splitlines(True), "before", "after"))
+    if new != before and not options.dry_run:
         options.lock.write_text(new, encoding="utf-8")
     if not found and not failures:
         print("nothing is unresolved")

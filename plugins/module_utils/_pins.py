@@ -129,7 +129,7 @@ def find(pins: Sequence[Pin], name: str, kind: str, version: str, arch: str = "a
 def lookup(pins: Sequence[Pin], name: str, kind: str, version: str, arch: str = "amd64") -> Pin:
     """Like `find`, and never None: what the lock lacks comes back as an unresolved pin that says so.
 
-    The result has `resolved` (bool) and `problem` (text, empty when the pin can be used). For images `image` is the
+    The result has `listed` (the lock has an entry for it, bool), `resolved` (the entry has a checksum, bool), and `problem` (text, empty when the pin can be used). For images `image` is the
     name to pull: by digest when there is one, else by tag. Raises PinError for a name the lock does not know at all,
     because that is a misspelling, not a gap.
     """
@@ -142,10 +142,11 @@ def lookup(pins: Sequence[Pin], name: str, kind: str, version: str, arch: str = 
     if pin is None:
         known = sorted({f"{p['version']} ({p['arch']})" for p in pins if p["name"] == name and p["kind"] == kind})
         result: Pin = {"name": name, "kind": kind, "version": version, "arch": arch, "reference": "", "resolved": False}
+        result["listed"] = False
         result["problem"] = f"contract/pins.yml knows {name} only as {', '.join(known)}"
         return result
     result = dict(pin)
-    result["resolved"] = is_resolved(pin)
+    result["listed"], result["resolved"] = True, is_resolved(pin)
     result["problem"] = ""
     if not result["resolved"]:
         result["problem"] = f"no checksum is known: {' '.join(str(pin['unresolved']).split())}"

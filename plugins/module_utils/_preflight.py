@@ -209,10 +209,11 @@ def _pins(survey: Mapping[str, Any], want: Mapping[str, Any], look_up: Callable[
             continue
         found = look_up(pin["name"], pin["kind"], pin["version"], arch)
         if found["problem"]:
+            add = "" if found["listed"] else f" add={pin['name']}@{pin['version']}"
             yield (
                 f"{pin['name']} {pin['version']} for {arch} is not pinned: {found['problem']}",
-                f"run `make resolve-pins` on a machine with internet{pin.get('or_else', '')}, or set hearth_allow_unpinned: true "
-                "and trust the source",
+                f"run `make resolve-pins{add}` on a machine with internet{pin.get('or_else', '')}, or set "
+                "hearth_allow_unpinned: true and trust the source",
             )
 
 

@@ -112,7 +112,7 @@ def test_an_unresolved_pin_says_why() -> None:
 
 def test_a_version_that_the_lock_lacks_is_unresolved_and_the_known_ones_are_named() -> None:
     found = _pins.lookup([GOOD], "k3s", "file", "v2", "amd64")
-    assert found["resolved"] is False
+    assert (found["listed"], found["resolved"]) == (False, False)
     assert "v1 (amd64)" in found["problem"]
 
 

@@ -59,7 +59,7 @@ WANT: dict[str, Any] = {
 
 
 def look_up(name: str, kind: str, version: str, arch: str) -> dict[str, Any]:
-    return {"problem": "" if version == "v1.36.4+k3s1" else "no checksum is known: nobody has seen it"}
+    return {"problem": "" if version == "v1.36.4+k3s1" else "no checksum is known", "listed": version != "v8"}
 
 
 def changed(path: str, value: Any) -> dict[str, Any]:
@@ -171,7 +171,13 @@ def test_an_unresolved_pin_is_refused_with_both_ways_out() -> None:
     assert "k3s v9 for amd64 is not pinned" in found["problem"]
     for word in ("make resolve-pins", "hearth_allow_unpinned: true", "k3s_sha256"):
         assert word in found["fix"]
+    assert "add=" not in found["fix"]
     assert problems(SURVEY, want, unpinned_allowed=True) == []
+
+
+def test_a_version_the_lock_does_not_list_is_to_be_added() -> None:
+    [found] = problems(SURVEY, {**WANT, "pins": [{"name": "k3s", "kind": "file", "version": "v8"}]})
+    assert "make resolve-pins add=k3s@v8" in found["fix"]
 
 
 def test_a_given_checksum_needs_no_pin() -> None:

@@ -132,6 +132,35 @@ def test_a_chart_in_a_registry_is_pulled_by_its_address(tools: Tools, lock: Path
     assert "helm pull oci://example.org/charts/longhorn --version 1.12.1" in tools.calls.read_text()
 
 
+def test_a_new_version_is_added_and_looked_up(tools: Tools, lock: Path) -> None:
+    lock.write_text(LOCK + """\
+  - name: k3s
+    kind: file
+    version: "v1.37.1+k3s1"
+    arch: amd64
+    reference: "k3s"
+    url: "https://example.org/v1.37.1%2Bk3s1/k3s"
+    checksums: "https://example.org/v1.37.1%2Bk3s1/sums.txt"
+    unresolved: "x"
+""")
+    tools.put("curl", f"cat {tools.file('sums', (SUMS + '3' * 64 + '  k3s').encode())}")
+    tools.put("helm", "exit 1")
+    assert resolve_pins.main(["--lock", str(lock), "--add", "k3s@v1.37.2+k3s1"]) == 1, "helm failed, and only helm"
+    new = [p for p in yaml.safe_load(lock.read_text())["pins"] if p["version"] == "v1.37.2+k3s1"]
+    assert [(p["arch"], p["sha256"]) for p in new] == [("arm64", "2" * 64), ("amd64", "3" * 64)]
+    assert new[1]["url"] == "https://example.org/v1.37.2%2Bk3s1/k3s"
+    assert "https://example.org/v1.37.2%2Bk3s1/sums.txt" in tools.calls.read_text()
+    assert _pins.check(new) == []
+
+
+@pytest.mark.parametrize(("add", "says"), [("k4s@v1", "has no k4s"), ("k3s@v1.37.1+k3s1", "already"), ("done", "NAME@VERSION")])
+def test_what_cannot_be_added_is_said(tools: Tools, lock: Path, capsys: pytest.CaptureFixture[str], add: str, says: str) -> None:
+    for name in ("skopeo", "helm", "curl"):
+        tools.put(name, "exit 1")
+    assert resolve_pins.main(["--lock", str(lock), "--add", add]) == 1
+    assert says in capsys.readouterr().err
+
+
 def test_a_dry_run_writes_nothing(tools: Tools, lock: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resolve_pins.main(["--lock", str(lock), "--dry-run"]) == 0
     assert lock.read_text() == LOCK
