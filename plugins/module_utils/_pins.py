@@ -129,7 +129,8 @@ def find(pins: Sequence[Pin], name: str, kind: str, version: str, arch: str = "a
 def lookup(pins: Sequence[Pin], name: str, kind: str, version: str, arch: str = "amd64") -> Pin:
     """Like `find`, and never None: what the lock lacks comes back as an unresolved pin that says so.
 
-    The result has `listed` (the lock has an entry for it, bool), `resolved` (the entry has a checksum, bool), and `problem` (text, empty when the pin can be used). For images `image` is the
+    The result has `listed` (the lock has an entry for it, bool), `resolved` (the entry has a checksum, bool) and
+    `problem` (text, empty when the pin can be used). For images `image` is the
     name to pull: by digest when there is one, else by tag. Raises PinError for a name the lock does not know at all,
     because that is a misspelling, not a gap.
     """
