@@ -380,10 +380,15 @@ class Run:
 
 
 def without_cluster(params: dict[str, Any], why: str) -> dict[str, Any]:
-    """Check mode where no cluster answers: everything would be created."""
-    names = [title(definition) for definition in in_order(params["definitions"])]
-    names += [f"Secret {secret['namespace']}/{secret['name']}" for secret in params["secrets"]]
-    return {"changed": bool(names), "created": names, "updated": [], "pruned": [], "unchanged": 0, "diff": [], "cluster": why}
+    """Check mode where no cluster answers: everything would be created, as rendered."""
+    changes = Changes()
+    for definition in in_order(params["definitions"]):
+        changes.note(title(definition), {}, definition)
+    for secret in params["secrets"]:
+        keys = {**dict.fromkeys(secret["data"], "(given)"), **dict.fromkeys(secret["generated"], "(to be generated)")}
+        name = f"Secret {secret['namespace']}/{secret['name']}"
+        changes.note(name, {}, {"kind": "Secret", "metadata": {k: secret[k] for k in ("name", "namespace")}, "data": keys})
+    return {**changes.result(), "cluster": why}
 
 
 def run(module: AnsibleK8SModule) -> dict[str, Any]:

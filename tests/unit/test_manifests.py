@@ -156,6 +156,8 @@ def test_check_mode_without_a_cluster_says_what_would_be_made(monkeypatch: pytes
     assert result["cluster"] == "no cluster answers at 192.0.2.1:6443 (no answer)"
     assert "Deployment hearth/gateway" in result["created"]
     assert "Secret hearth/keys" in result["created"]
+    assert "replicas: 1" in json.dumps(result["diff"])
+    assert "sk-ant-fixture" not in json.dumps(result)
     failed = apply(secrets=SECRETS)
     assert failed["failed"]
     assert failed["msg"] == "No cluster answers at 192.0.2.1:6443 (no answer)"
