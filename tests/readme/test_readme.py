@@ -39,7 +39,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def shell(command: str, clone: Path, home: Path, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
-    foreign = ("ANSIBLE_", "HEARTH_", "MOLECULE_", "VIRTUAL_ENV", "XDG_", "PYTEST")
+    foreign = ("ANSIBLE_", "HEARTH_", "MOLECULE_", "VIRTUAL_ENV", "XDG_", "PYTEST", "MAKE")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(foreign)}
     environment |= {"HOME": str(home), "ANSIBLE_NOCOLOR": "1"}
     environment["PATH"] = ":".join(p for p in environment["PATH"].split(":") if ".venv" not in p)
