@@ -103,6 +103,8 @@ def run_layer(name: str) -> Outcome:
         command = [*PYTEST, f"--junitxml={REPORTS / f'{name}.xml'}", *layer.pytest]
     print(f"── {name} " + "─" * (60 - len(name)), flush=True)
     environment = os.environ | {"HEARTH_REPORTS": str(REPORTS), "HEARTH_LAYER": name}
+    # The tools beside this Python, also when somebody runs this file by hand and not through make.
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     start = time.monotonic()
     with log.open("wb") as sink:
         done = subprocess.run(command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment, check=False)

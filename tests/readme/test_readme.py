@@ -44,7 +44,8 @@ def shell(command: str, clone: Path, home: Path, timeout_s: float = 400) -> subp
     environment |= {"HOME": str(home), "ANSIBLE_NOCOLOR": "1"}
     environment["PATH"] = ":".join(p for p in environment["PATH"].split(":") if ".venv" not in p)
     environment.pop("ANTHROPIC_API_KEY", None)
-    return subprocess.run(command, shell=True, cwd=clone, env=environment, capture_output=True, text=True,  # noqa: S602  (as a person types it)
+    # with a shell, as a person types it
+    return subprocess.run(command, shell=True, cwd=clone, env=environment, capture_output=True, text=True,  # noqa: S602
                           check=False, timeout=timeout_s, executable="/bin/bash")
 
 
