@@ -395,6 +395,22 @@ def named_cause(lines: Sequence[str]) -> str:
     return ""
 
 
+_ERROR_LINE = re.compile(r"level=(error|fatal)|^[EF]\d{4} |panic:|Main process exited")
+
+
+def last_words(lines: Sequence[str], count: int = 12, width: int = 240) -> list[str]:
+    """The lines of a log that a person needs: the errors up to the last fatal one, cut to a width.
+
+    A unit that is restarted has begun to talk again by the time we look; what it says then explains nothing. A log
+    without any error is shown by its last lines.
+    """
+    ends = [i for i, line in enumerate(lines) if "level=fatal" in line or "Main process exited" in line]
+    until = list(lines[: ends[-1] + 1] if ends else lines)
+    # What was said long before the end belongs to an earlier start.
+    chosen = [line for line in until[-400:] if _ERROR_LINE.search(line)] or until
+    return [line if len(line) <= width else line[: width - 1] + "…" for line in chosen[-count:]]
+
+
 # -- kubeconfig -------------------------------------------------------------------------------------------------
 
 

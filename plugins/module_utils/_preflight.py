@@ -115,10 +115,11 @@ def _network(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tup
         found = ours.get((port.get("protocol", "tcp"), port["port"]))
         if found and not found["free"] and not found["ours"]:
             holder = found.get("process") or "another program"
-            unit = f" ({found['unit']})" if found.get("unit") else ""
+            # A program that somebody started by hand over ssh counts as part of ssh: never tell people to stop that.
+            unit = "" if found.get("unit", "") in ("ssh.service", "sshd.service") else found.get("unit", "")
             yield (
-                f"port {port['port']} ({port['why']}) is held by {holder}{unit}",
-                port.get("fix") or (f"stop it: systemctl disable --now {found['unit']}" if found.get("unit") else "stop that program"),
+                f"port {port['port']} ({port['why']}) is held by {holder}{f' ({unit})' if unit else ''}",
+                port.get("fix") or (f"stop it: systemctl disable --now {unit}" if unit else "stop that program"),
             )
     k3s = survey.get("k3s", {})
     if k3s.get("units"):

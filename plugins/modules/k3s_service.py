@@ -157,9 +157,9 @@ class Service:
 
     def log(self, since: float) -> list[str]:
         _code, output, _error = self.module.run_command(
-            ["journalctl", f"--unit={self.unit}", f"--since=@{int(since)}", "--no-pager", "--output=cat", "--lines=60"]
+            ["journalctl", f"--unit={self.unit}", f"--since=@{int(since)}", "--no-pager", "--output=cat"]
         )
-        return [_k3s.redact(line) for line in output.splitlines()]
+        return [_k3s.redact(line) for line in output.splitlines()[-2000:]]
 
     def get(self, path: str) -> tuple[int, str]:
         """GET of the API as k3s's administrator. Raw: a plain `kubectl get` would leave a cache in root's home."""
@@ -275,7 +275,8 @@ def main() -> None:
         lines = service.log(began - 1 if action else began - 600)
         cause = _k3s.named_cause(lines)
         said = f"k3s is not ready: {missing}." + (f" Cause: {cause}." if cause else "")
-        module.fail_json(msg="\n".join([said, "Last lines of its log:", *[f"  {line}" for line in lines[-20:]]]), cause=cause, log=lines)
+        words = _k3s.last_words(lines)
+        module.fail_json(msg="\n".join([said, "From its log:", *[f"  {line}" for line in words]]), cause=cause, log=words)
     module.exit_json(changed=bool(action) or enable, action=action, waited_s=round(time.time() - began, 1))
 
 

@@ -154,6 +154,19 @@ def test_each_known_failure_has_a_named_cause(line: str, word: str) -> None:
     assert word in cause
 
 
+def test_the_last_words_are_the_errors_before_the_end_and_not_the_next_start() -> None:
+    lines = ["I1121 hello", "E1121 09:44 port taken", "level=fatal msg=over", "k3s: Main process exited", "Starting", "level=error again"]
+    assert _k3s.last_words(lines) == ["E1121 09:44 port taken", "level=fatal msg=over", "k3s: Main process exited"]
+    assert _k3s.last_words(lines, count=1) == ["k3s: Main process exited"]
+    assert _k3s.last_words(["a", "level=error msg=x", "b"]) == ["level=error msg=x"]
+
+
+def test_a_log_without_errors_is_shown_by_its_end_and_long_lines_are_cut() -> None:
+    assert _k3s.last_words(["a", "b", "c"], count=2) == ["b", "c"]
+    assert _k3s.last_words([]) == []
+    assert _k3s.last_words(["x" * 500]) == ["x" * 239 + "…"]
+
+
 def test_the_last_line_decides_and_unknown_lines_have_no_cause() -> None:
     lines = ["server is not ready", "no space left on device", "goodbye"]
     assert "disk is full" in _k3s.named_cause(lines)

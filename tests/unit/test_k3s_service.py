@@ -163,7 +163,7 @@ def test_a_unit_that_ends_again_and_again_is_given_up_early_with_its_cause(servi
     assert result["failed"] is True
     assert "made with another token" in result["cause"]
     assert result["cause"] in result["msg"]
-    assert "starting" in result["msg"], "the last lines of the log belong to it"
+    assert "level=fatal" in result["msg"], "the last error of the log belongs to it"
 
 
 def test_an_unknown_failure_shows_the_log_without_a_made_up_cause(service: Run, machine: Machine) -> None:

@@ -106,6 +106,12 @@ FAULTS: list[tuple[str, Any, str, str]] = [
         "is held by another program",
         "stop that program",
     ),
+    (
+        "network.ports",
+        [{"port": 6443, "protocol": "tcp", "free": False, "ours": False, "process": "python3", "unit": "ssh.service"}],
+        "is held by python3",
+        "stop that program",
+    ),
     ("network.routes", [{"destination": "10.42.1.0/24", "interface": "tun0"}], "overlaps 10.42.0.0/16", "cluster-cidr"),
     ("network.routes", [{"destination": "10.0.0.0/8", "interface": "wg0"}], "10.0.0.0/8 on wg0 overlaps", "remove that route"),
     ("paths.disks", {"/var/lib/rancher/k3s": {"mount": "/", "free_mb": 100}}, "100 MB of free space under", "free space on /"),
