@@ -60,6 +60,9 @@ class Machine:
 class Clock:
     """The module's view of time: waiting costs nothing."""
 
+    localtime = staticmethod(time.localtime)
+    strftime = staticmethod(time.strftime)
+
     def __init__(self) -> None:
         self.waited = 0.0
 
@@ -71,9 +74,6 @@ class Clock:
 
     def time(self) -> float:
         return time.time() + self.waited
-
-    localtime = staticmethod(time.localtime)
-    strftime = staticmethod(time.strftime)
 
 
 @pytest.fixture
