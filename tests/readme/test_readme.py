@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(600)
 def commands() -> list[str]:
     """Every line after a `$ ` prompt in the README's console blocks."""
     blocks = re.findall(r"```console\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-    return [line[2:].strip() for block in blocks for line in block.splitlines() if line.startswith("$ ")]
+    return [line.strip()[2:] for block in blocks for line in block.splitlines() if line.strip().startswith("$ ")]
 
 
 @pytest.fixture(scope="module")
