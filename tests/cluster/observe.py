@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -72,6 +73,8 @@ def tree() -> dict[str, str]:
 
 
 def files() -> dict[str, object]:
+    if shutil.which("nft", path="/usr/sbin:/usr/bin") is None:
+        sys.exit("nft is missing on the host: the firewall would be compared empty with empty")
     links = [w.split(":")[1].strip().split("@")[0] for w in run("ip", "-o", "link").splitlines()]
     rules = [line for line in run("nft", "list", "ruleset").splitlines() if "counter packets" not in line]
     rules += [line for line in run("iptables-save").splitlines() if not line.startswith(("#", ":"))]
