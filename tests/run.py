@@ -46,8 +46,8 @@ LAYERS: dict[str, Layer] = {
     "gateway": Layer(300, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
     "browser": Layer(180, pytest=("tests/browser",), stand_ins=(VENDOR,)),
     "bed": Layer(300, pytest=("tests/testbed/test_bed.py",), stand_ins=(HOSTS,)),
-    "molecule": Layer(300, command=("molecule", "test", "-s", "default"), stand_ins=(HOSTS,)),
-    "readme": Layer(300, pytest=("tests/readme",)),
+    "molecule": Layer(420, command=("molecule", "test", "-s", "default"), stand_ins=(HOSTS,)),
+    "readme": Layer(600, pytest=("tests/readme",)),
     "standin": Layer(
         600,
         pytest=("tests/testbed/test_bed_services.py", "tests/testbed/test_k3s_standin.py"),
