@@ -71,7 +71,13 @@ def test_two_beds_side_by_side_do_not_reach_each_other() -> None:
 def up_in_the_background(name: str) -> subprocess.Popen[str]:
     """Start `bed up` and return as soon as it has made something."""
     bed("down", name=name)
-    process = subprocess.Popen([BED, "up", "--name", name, "-n", "2"], stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [BED, "up", "--name", name, "-n", "2"],
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore Ctrl-C and hand that down: a test run started so must not.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     while not (CACHE / "beds" / name).exists():
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.01)

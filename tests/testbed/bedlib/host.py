@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from . import cgroups, net
-from .common import TESTBED, BedError, remove_tree, run, say, write
+from .common import TESTBED, BedError, copy_tree, remove_tree, run, say, write
 from .debian import certificates
 from .state import Bed
 
@@ -58,7 +58,7 @@ def prepare(bed: Bed, host: str) -> None:
     folder = bed.host_dir(host)
     (folder / "upper").mkdir(parents=True)
     shutil.copystat(bed.hostfs, folder / "upper")
-    run("cp", "-a", "--reflink=auto", Path(bed.hostfs) / "var", folder / "var")
+    copy_tree(Path(bed.hostfs) / "var", folder / "var")
     disk = Disk(bed, host)
     disk.put("etc/hostname", f"{host}\n")
     disk.put("etc/hosts", f"127.0.0.1\tlocalhost\n127.0.1.1\t{host}\n::1\tlocalhost ip6-localhost ip6-loopback\n")
@@ -289,7 +289,7 @@ def snapshot(bed: Bed, tag: str) -> None:
     for host in bed.hosts:
         (partial / host).mkdir()
         for part in ("upper", "var"):
-            run("cp", "-a", "--reflink=auto", bed.host_dir(host) / part, partial / host / part)
+            copy_tree(bed.host_dir(host) / part, partial / host / part)
     write(partial / "running.json", json.dumps(running))
     remove_tree(target)
     partial.rename(target)
@@ -308,7 +308,7 @@ def restore(bed: Bed, tag: str) -> None:
         power_off(bed, host)
         for part in ("upper", "var"):
             remove_tree(bed.host_dir(host) / part)
-            run("cp", "-a", "--reflink=auto", source / host / part, bed.host_dir(host) / part)
+            copy_tree(source / host / part, bed.host_dir(host) / part)
     running: list[str] = json.loads((source / "running.json").read_text())
     for host in running:
         start(bed, host)
