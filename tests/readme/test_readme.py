@@ -100,13 +100,15 @@ def test_the_collection_archive_installs_and_works_away_from_the_checkout(clone:
     (archive,) = (clone / "build").glob("homelab-hearth-*.tar.gz")
     galaxy = clone / ".venv" / "bin" / "ansible-galaxy"
     # --offline --no-deps: the dependencies come with the ansible package, and Galaxy is no part of the test
-    install = f"{galaxy} collection install {archive} -p {tmp_path}/collections --no-deps --offline"
-    done = subprocess.run(install, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)  # noqa: S602
-    assert done.returncode == 0, done.stdout + done.stderr
-    inventory = tmp_path / "inventory"
-    subprocess.run(["cp", "-r", str(clone / "inventories" / "trial"), str(inventory)], check=True)
+    # in the user's environment: with a copy in another collection path, Galaxy would say "nothing to do" and install nothing
+    install = [str(galaxy), "collection", "install", str(archive), "-p", f"{tmp_path}/collections", "--no-deps", "--offline"]
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("ANSIBLE_", "MOLECULE_"))}
     environment |= {"ANSIBLE_COLLECTIONS_PATH": str(tmp_path / "collections"), "HOME": str(home), "ANSIBLE_NOCOLOR": "1"}
+    done = subprocess.run(install, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "was installed successfully" in done.stdout, done.stdout
+    inventory = tmp_path / "inventory"
+    subprocess.run(["cp", "-r", str(clone / "inventories" / "trial"), str(inventory)], check=True)
     playbook = clone / ".venv" / "bin" / "ansible-playbook"
     done = subprocess.run([str(playbook), "homelab.hearth.site", "-i", str(inventory)], cwd=tmp_path, env=environment,
                           capture_output=True, text=True, check=False, timeout=300)
