@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from hearth_gateway.core.metering import Leg
+from hearth_gateway.core.metering import Admission, Leg
 from hearth_gateway.errors import GatewayError
 from hearth_gateway.providers.base import Call
 from hearth_gateway.translate.events import Event
@@ -31,14 +31,25 @@ class FakeMeter:
 
     def __init__(self) -> None:
         self.legs: list[Leg] = []
+        self.admissions: list[Admission] = []
+        self.begun: list[tuple[int, str, str]] = []
+        self.closed = 0
         self.problem: GatewayError | None = None
 
-    def check(self) -> None:
+    def admit(self, admission: Admission) -> FakeMeter:
         if self.problem:
             raise self.problem
+        self.admissions.append(admission)
+        return self
 
-    def record(self, leg: Leg) -> None:
+    def begin(self, leg: int, provider: str, model: str) -> None:
+        self.begun.append((leg, provider, model))
+
+    def settle(self, leg: Leg) -> None:
         self.legs.append(leg)
+
+    def close(self) -> None:
+        self.closed += 1
 
 
 Step = Event | GatewayError | float | Callable[[Call], float]

@@ -64,8 +64,8 @@ def test_defaults_are_filled_in() -> None:
          "tokens: is missing"),
         ("{dir: /run/hearth/tokens}", "{}",
          "tokens.dir: is missing (Directory with one file a token; the file's name is the token's name)"),
-        ("kind: demo", "kind: dmeo", "providers[1].kind: must be 'anthropic' or 'demo', not 'dmeo'"),
-        (", kind: demo", "", "providers[1].kind: is missing; it must be 'anthropic' or 'demo'"),
+        ("kind: demo", "kind: dmeo", "providers[1].kind: must be 'anthropic', 'openai' or 'demo', not 'dmeo'"),
+        (", kind: demo", "", "providers[1].kind: is missing; it must be 'anthropic', 'openai' or 'demo'"),
         ("{name: demo, kind", "{name: Demo Two, kind",
          "providers[1].name: must have lower-case letters, digits, `.`, `_` and `-` only, at most 63"),
         ("{name: demo, kind", "{name: anthropic, kind", "providers[1].name: 'anthropic' is used twice; rename one"),
@@ -194,7 +194,7 @@ def test_check_config_prints_one_sentence_each_and_exits_with_2(files: Path, cap
     bad.write_text(good.read_text().replace("metrics_bind:", "metric_bind:").replace("kind: demo", "kind: dmeo"))
     assert main(["check-config", str(bad)]) == 2
     assert sorted(capsys.readouterr().err.splitlines()) == [
-        f"hearth-gateway: {bad}: providers[1].kind: must be 'anthropic' or 'demo', not 'dmeo'",
+        f"hearth-gateway: {bad}: providers[1].kind: must be 'anthropic', 'openai' or 'demo', not 'dmeo'",
         f"hearth-gateway: {bad}: server.metric_bind: unknown key; did you mean 'metrics_bind'?",
     ]
 

@@ -53,7 +53,7 @@ def test_an_answer_is_passed_on_and_counted() -> None:
     events, error = world.run()
     assert error is None and events == HELLO
     (leg,) = world.meter.legs
-    assert (leg.leg, leg.caller, leg.alias, leg.provider, leg.model, leg.outcome, leg.usage) == (
+    assert (leg.leg, leg.caller.name, leg.alias, leg.provider, leg.model, leg.outcome, leg.usage) == (
         1, "ann", "sonnet", "p1", "m-p1", "ok", Usage(input=3, output=2),
     )  # fmt: skip
     assert world.lifecycle.open == 0 and world.providers[0].closed == 1

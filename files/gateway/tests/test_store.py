@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.metering import Leg
 from hearth_gateway.errors import GatewayError
 from hearth_gateway.store import ledger as ledger_module
@@ -20,7 +21,7 @@ from hearth_gateway.translate.events import Usage
 
 def leg(number: int = 1) -> Leg:
     return Leg(
-        request_id=f"r{number}", leg=1, started_at=1_700_000_000.5, caller="ann", alias="sonnet",
+        request_id=f"r{number}", leg=1, started_at=1_700_000_000.5, caller=Caller("ann"), alias="sonnet",
         provider="anthropic", model="claude-x", stream=True,
         usage=Usage(input=1, cache_read=2, cache_write=3, cache_write_1h=1, output=4),
         outcome="ok", duration_s=1.25, first_token_s=None,

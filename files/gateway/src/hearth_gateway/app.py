@@ -12,13 +12,14 @@ from werkzeug.exceptions import HTTPException
 
 from hearth_gateway import web
 from hearth_gateway.api import chat, description, health
+from hearth_gateway.api.door import Door
 from hearth_gateway.api.responses import HearthResponse, error_response
 from hearth_gateway.clock import Clock, SystemClock
 from hearth_gateway.config import AnthropicProviderConfig, Config
 from hearth_gateway.core.conversation import ChatService, Limits, Target
 from hearth_gateway.core.identity import TokenStore
 from hearth_gateway.core.lifecycle import Lifecycle
-from hearth_gateway.core.metering import Leg
+from hearth_gateway.core.metering import Admission, Leg, Reservation
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.anthropic import AnthropicProvider
 from hearth_gateway.providers.base import Provider
@@ -60,16 +61,23 @@ class _Meter:
     def __init__(self, ledger: Ledger, metrics: Metrics, log: Log) -> None:
         self._ledger, self._metrics, self._log = ledger, metrics, log
 
-    def check(self) -> None:
+    def admit(self, admission: Admission) -> Reservation:
         self._ledger.check()
+        return self
 
-    def record(self, leg: Leg) -> None:
+    def begin(self, leg: int, provider: str, model: str) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def settle(self, leg: Leg) -> None:
         self._ledger.record(leg)
         self._metrics.record(leg)
         self._log.event(
             "answer",
             request_id=leg.request_id,
-            caller=leg.caller,
+            caller=leg.caller.name,
             alias=leg.alias,
             provider=leg.provider,
             model=leg.model,
@@ -133,7 +141,7 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes + 1
     # OPTIONS has no use here, and an automatic answer would be a route that nobody described.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.register_blueprint(chat.create_blueprint(service, tokens, config.server, int(clock.time()), log))
+    app.register_blueprint(chat.create_blueprint(service, Door(tokens), config.server, int(clock.time()), log))
     app.register_blueprint(health.create_blueprint(lifecycle, ledger))
     app.register_blueprint(description.create_blueprint())
     app.register_blueprint(web.create_blueprint())

@@ -6,13 +6,16 @@ and what to do.
 
 from __future__ import annotations
 
+import datetime
 import difflib
 import re
 import ssl
 import types
 import typing
+import zoneinfo
 from collections.abc import Iterator
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -34,7 +37,9 @@ DEMO_MAX_OUTPUT_TOKENS = 1_000
 
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=_NAME)]
+TokenName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+Money = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
 
 
 class _Section(BaseModel):
@@ -67,6 +72,13 @@ class TokensConfig(_Section):
     """The credentials of programs and of the chat page."""
 
     dir: str = Field(description="Directory with one file a token; the file's name is the token's name.")
+    proxy: list[TokenName] = Field(
+        default=[],
+        description="Tokens of the sign-in proxy, which speaks for the person it names. Two may be valid at once, for rotation.",
+    )
+    end_users: list[TokenName] = Field(
+        default=[], description="Tokens of programs that may name the person they ask for, in the header x-hearth-end-user."
+    )
 
 
 class AnthropicProviderConfig(_Section):
@@ -79,6 +91,23 @@ class AnthropicProviderConfig(_Section):
     ca_file: str | None = Field(default=None, description="PEM file with certificate authorities to trust beside the machine's own.")
 
 
+class OpenAIProviderConfig(_Section):
+    """A server that speaks OpenAI's Chat Completions API: LiteLLM, vLLM, Ollama, a vendor."""
+
+    name: Name
+    kind: Literal["openai"]
+    base_url: str = Field(description="Address without /v1.")
+    api_key_file: str | None = Field(default=None, description="File that holds the API key and nothing else; none for a server without.")
+    ca_file: str | None = Field(default=None, description="PEM file with certificate authorities to trust beside the machine's own.")
+    usage_includes_cache: bool = Field(
+        default=True, description="Whether prompt_tokens counts cached tokens too, as OpenAI and LiteLLM do."
+    )
+    fetch_images: bool = Field(
+        default=False,
+        description="Fetch https images here and send their bytes, for models that take no addresses (Bedrock).",
+    )
+
+
 class DemoProviderConfig(_Section):
     """Fixed sentences, no key, no network."""
 
@@ -86,7 +115,8 @@ class DemoProviderConfig(_Section):
     kind: Literal["demo"]
 
 
-ProviderConfig = Annotated[AnthropicProviderConfig | DemoProviderConfig, Field(discriminator="kind")]
+ProviderConfig = Annotated[AnthropicProviderConfig | OpenAIProviderConfig | DemoProviderConfig, Field(discriminator="kind")]
+KINDS = ("anthropic", "openai", "demo")
 
 
 class TargetConfig(_Section):
@@ -99,6 +129,13 @@ class TargetConfig(_Section):
     )
 
 
+class EndpointConfig(_Section):
+    """One provider that can serve an alias of embeddings or images."""
+
+    provider: str = Field(description="Name of an entry of `providers`, of kind openai.")
+    model: str = Field(min_length=1, max_length=200, description="The provider's own name for the model.")
+
+
 class TimeoutsConfig(_Section):
     """Seconds."""
 
@@ -106,6 +143,74 @@ class TimeoutsConfig(_Section):
     first_token_s: Seconds = Field(default=30, description="From the start of an attempt to its first content.")
     idle_s: Seconds = Field(default=60, description="Silence in an answer that has begun.")
     total_s: Seconds = Field(default=600, description="The whole answer, all attempts together.")
+
+
+class BreakerConfig(_Section):
+    """When a provider's model is left alone, and for how long. One breaker for each provider and model."""
+
+    failures: int = Field(default=3, ge=1, le=100, description="Faults in a row, without an answer between, that open the breaker.")
+    window_s: Seconds = Field(default=60, description="Faults further apart than this do not add up.")
+    open_s: Seconds = Field(default=10, description="How long it stays open before one request may probe; doubles up to max_open_s.")
+    max_open_s: Seconds = Field(default=300, description="Longest pause, also when the vendor's Retry-After asks for more.")
+
+
+class LimitsConfig(_Section):
+    """Ceilings of one person or program; none = no ceiling. Money in US dollars."""
+
+    requests_per_minute: int | None = Field(default=None, ge=1, description="Requests in any 60 seconds.")
+    tokens_per_day: int | None = Field(default=None, ge=1, description="Tokens of prompts and answers together, by calendar day.")
+    money_per_day_usd: Money | None = Field(default=None, description="By calendar day.")
+    money_per_month_usd: Money | None = Field(default=None, description="By calendar month.")
+
+
+class HouseLimitsConfig(_Section):
+    """The cap of the whole house."""
+
+    money_per_month_usd: Money | None = Field(default=None, description="By calendar month, everybody together.")
+
+
+class AllLimitsConfig(_Section):
+    """Who may spend how much."""
+
+    time_zone: str = Field(default="UTC", description="Where days and months begin, such as Europe/Berlin.")
+    soft_share: float = Field(default=0.8, gt=0, le=1, description="Share of a ceiling at which a soft limit is reported.")
+    person: LimitsConfig = LimitsConfig()
+    program: LimitsConfig = LimitsConfig()
+    programs: dict[str, LimitsConfig] = Field(default={}, description="By token name; replaces `program` for that token.")
+    house: HouseLimitsConfig = HouseLimitsConfig()
+
+
+class PriceConfig(_Section):
+    """What one served model costs, in US dollars for a million tokens. Wins over the built-in price."""
+
+    provider: str = Field(description="Name of an entry of `providers`.")
+    model: str = Field(min_length=1, max_length=200, description="The vendor's own name for the model.")
+    input_usd: Money
+    output_usd: Money
+    cache_read_usd: Money | None = Field(default=None, description="Default: a tenth of input_usd.")
+    cache_write_5m_usd: Money | None = Field(default=None, description="Default: 1.25 times input_usd.")
+    cache_write_1h_usd: Money | None = Field(default=None, description="Default: twice input_usd.")
+    image_usd: Money | None = Field(default=None, description="One generated image.")
+    source: str = Field(min_length=1, max_length=500, description="Where the price was read.")
+    date: datetime.date = Field(description="When it was read.")
+
+
+class MetricsConfig(_Section):
+    """How people appear in the metrics."""
+
+    person_label: Literal["opaque", "alias", "email"] = Field(default="opaque", description="Form of the label `person`.")
+    max_people: int = Field(default=50, ge=0, le=1000, description="People with a label of their own; the others share `other`.")
+
+
+class PrivacyConfig(_Section):
+    """All false means: nobody but its owner can ever open a saved chat."""
+
+    admin_chat_access: bool = False
+    admin_export: bool = False
+    community_sharing: bool = False
+    operator_public_key_file: str | None = Field(
+        default=None, description="Needed before one of the flags may be true: new conversations are sealed to this key as well."
+    )
 
 
 class Config(_Section):
@@ -118,7 +223,27 @@ class Config(_Section):
     models: dict[str, Annotated[list[TargetConfig], Field(min_length=1)]] = Field(
         min_length=1, description="Names that callers use, each with its providers in order of preference."
     )
+    embedding_models: dict[str, Annotated[list[EndpointConfig], Field(min_length=1)]] = Field(
+        default={}, description="Names for POST /v1/embeddings, like `models`."
+    )
+    image_models: dict[str, Annotated[list[EndpointConfig], Field(min_length=1)]] = Field(
+        default={}, description="Names for POST /v1/images/generations, like `models`."
+    )
+    system_prompts: dict[str, Annotated[str, Field(min_length=1, max_length=20_000)]] = Field(
+        default={}, description="By name of `models`: put before the caller's own system prompt, and shown to the person."
+    )
     timeouts: TimeoutsConfig = TimeoutsConfig()
+    breaker: BreakerConfig = BreakerConfig()
+    limits: AllLimitsConfig = AllLimitsConfig()
+    prices: list[PriceConfig] = []
+    ledger_detail_days: int = Field(default=30, ge=1, le=366, description="After this, rows of requests become sums of days.")
+    metrics: MetricsConfig = MetricsConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    pseudonym_key_file: str | None = Field(
+        default=None,
+        description="File with the key (16 characters or more) that turns a person into what vendors see. Without it a key is "
+        "made once and kept in the database.",
+    )
 
     def max_output_tokens(self, target: TargetConfig) -> int | None:
         """The ceiling of a target, or None if nobody has said it."""
@@ -188,13 +313,14 @@ def check_files(config: Config) -> list[Problem]:
     if not Path(config.tokens.dir).is_dir():
         problems.append(Problem("tokens.dir", f"{config.tokens.dir} is not a directory; make it, with one file a token"))
     for index, provider in enumerate(config.providers):
-        if not isinstance(provider, AnthropicProviderConfig):
+        if isinstance(provider, DemoProviderConfig):
             continue
         where = f"providers[{index}]"
-        try:
-            read_secret(Path(provider.api_key_file))
-        except SecretError as problem:
-            problems.append(Problem(f"{where}.api_key_file", f"{provider.api_key_file} {problem}"))
+        if provider.api_key_file is not None:
+            try:
+                read_secret(Path(provider.api_key_file))
+            except SecretError as problem:
+                problems.append(Problem(f"{where}.api_key_file", f"{provider.api_key_file} {problem}"))
         if provider.ca_file is not None:
             try:
                 ssl.create_default_context(cafile=provider.ca_file)
@@ -232,7 +358,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
         if provider.name in names:
             yield Problem(f"providers[{index}].name", f"{provider.name!r} is used twice; rename one")
         names.append(provider.name)
-        if isinstance(provider, AnthropicProviderConfig):
+        if not isinstance(provider, DemoProviderConfig):
             yield from _url_checks(f"providers[{index}].base_url", provider.base_url)
     for alias, targets in config.models.items():
         if not re.match(_NAME, alias):
@@ -249,10 +375,61 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
                     f"{where}.max_output_tokens",
                     f"is needed: the ceiling of {target.model!r} is not known here; the vendor's page has it",
                 )
+    yield from _endpoint_checks(config, names)
+    for name in config.system_prompts:
+        if name not in config.models:
+            yield Problem(f"system_prompts.{name}", f"no model is called {name!r}{_suggest(name, list(config.models))}")
+    for index, price in enumerate(config.prices):
+        if price.provider not in names:
+            yield Problem(f"prices[{index}].provider", f"no provider is called {price.provider!r}{_suggest(price.provider, names)}")
+    yield from _limit_checks(config)
+    yield from _token_checks(config.tokens)
+    yield from _privacy_checks(config.privacy)
     timeouts = config.timeouts
     for field in ("connect_s", "first_token_s", "idle_s"):
         if getattr(timeouts, field) > timeouts.total_s:
             yield Problem(f"timeouts.{field}", "must not be longer than timeouts.total_s")
+
+
+def _endpoint_checks(config: Config, names: list[str]) -> Iterator[Problem]:
+    kinds = {provider.name: provider.kind for provider in config.providers}
+    for section in ("embedding_models", "image_models"):
+        for alias, endpoints in getattr(config, section).items():
+            if not re.match(_NAME, alias):
+                yield Problem(f"{section}.{alias}", "a model name has lower-case letters, digits, `.`, `_` and `-` only")
+            for index, endpoint in enumerate(endpoints):
+                where = f"{section}.{alias}[{index}].provider"
+                if endpoint.provider not in kinds:
+                    yield Problem(where, f"no provider is called {endpoint.provider!r}{_suggest(endpoint.provider, names)}")
+                elif kinds[endpoint.provider] != "openai":
+                    yield Problem(where, "must be a provider of kind 'openai'; the others have no such models")
+
+
+def _limit_checks(config: Config) -> Iterator[Problem]:
+    zone = config.limits.time_zone
+    try:
+        zoneinfo.ZoneInfo(zone)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
+        yield Problem("limits.time_zone", f"{zone!r} is not a time zone; write one such as Europe/Berlin or UTC")
+    for name in config.limits.programs:
+        if name in config.tokens.proxy:
+            yield Problem(f"limits.programs.{name}", "is the token of the sign-in proxy; limits of people are under limits.person")
+
+
+def _token_checks(tokens: TokensConfig) -> Iterator[Problem]:
+    for name in tokens.end_users:
+        if name in tokens.proxy:
+            yield Problem("tokens.end_users", f"{name!r} is under tokens.proxy already; a token is one or the other")
+
+
+def _privacy_checks(privacy: PrivacyConfig) -> Iterator[Problem]:
+    for flag in ("admin_chat_access", "admin_export", "community_sharing"):
+        if getattr(privacy, flag) and privacy.operator_public_key_file is None:
+            yield Problem(
+                f"privacy.{flag}",
+                "is refused without privacy.operator_public_key_file: saved chats are encrypted in the browser, so there is "
+                "nothing to open unless new ones are also sealed to a key of the operator; leave it false, or give that key",
+            )
 
 
 def _database_checks(url: str) -> Iterator[Problem]:
@@ -284,6 +461,9 @@ def _url_checks(where: str, url: str) -> Iterator[Problem]:
 # --- one sentence for each of pydantic's error types --------------------------------------------
 
 
+_KINDS_TEXT = "'anthropic', 'openai' or 'demo'"
+
+
 def _problem(error: Any) -> Problem:
     loc = error["loc"]
     kind, context = error["type"], error.get("ctx", {})
@@ -295,9 +475,9 @@ def _problem(error: Any) -> Problem:
     if kind == "missing":
         return Problem(path, f"is missing{_describe(section, loc)}")
     if kind == "union_tag_not_found":
-        return Problem(f"{path}.kind", "is missing; it must be 'anthropic' or 'demo'")
+        return Problem(f"{path}.kind", f"is missing; it must be {_KINDS_TEXT}")
     if kind == "union_tag_invalid":
-        return Problem(f"{path}.kind", f"must be 'anthropic' or 'demo', not {context['tag']!r}")
+        return Problem(f"{path}.kind", f"must be {_KINDS_TEXT}, not {context['tag']!r}")
     if kind == "string_pattern_mismatch":
         return Problem(path, "must have lower-case letters, digits, `.`, `_` and `-` only, at most 63")
     if kind == "too_short":
@@ -326,7 +506,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
     path = ""
     annotation: Any = Config
     for step in loc:
-        if step in ("anthropic", "demo") and _is_union(annotation):
+        if step in KINDS and _is_union(annotation):
             continue  # pydantic names the member of the union that it tried; the file does not
         path += f"[{step}]" if isinstance(step, int) else f".{step}"
         annotation = _child(annotation, step)

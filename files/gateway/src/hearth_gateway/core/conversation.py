@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from hearth_gateway.clock import Clock
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Lifecycle
-from hearth_gateway.core.metering import Leg, Meter
+from hearth_gateway.core.metering import Admission, Leg, Meter, Reservation
 from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.base import Call, Provider
 from hearth_gateway.translate.events import End, Event, Idle, Usage, is_content
-from hearth_gateway.translate.model import ChatRequest
+from hearth_gateway.translate.model import ChatRequest, ImagePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,25 +40,65 @@ class Limits:
 
 Routes = Mapping[str, Sequence[Target]]
 
+# Raises ``GatewayError`` when this caller may no longer use the gateway. Asked before a request is
+# admitted and at every event of an answer, so it must be cheap.
+Guard = Callable[[Caller], None]
+
 
 class ChatService:
     """Starts conversations. One per process; safe to use from many threads."""
 
-    def __init__(self, routes: Routes, limits: Limits, clock: Clock, meter: Meter, lifecycle: Lifecycle) -> None:
+    def __init__(
+        self,
+        routes: Routes,
+        limits: Limits,
+        clock: Clock,
+        meter: Meter,
+        lifecycle: Lifecycle,
+        guard: Guard = lambda _caller: None,
+    ) -> None:
         self.routes = routes
         self._limits = limits
         self._clock = clock
         self._meter = meter
         self._lifecycle = lifecycle
+        self._guard = guard
 
     def start(self, request: ChatRequest, caller: Caller) -> Exchange:
         """Admit the request. Raises ``GatewayError``. The caller must ``close`` what it gets."""
         targets = self.routes.get(request.alias)
         if not targets:
             raise GatewayError(Kind.MODEL_NOT_FOUND, "There is no such model here; GET /v1/models lists them.", param="model")
-        self._meter.check()
+        self._guard(caller)
+        request_id = secrets.token_hex(12)
         self._lifecycle.enter()
-        return Exchange(request, caller, targets, self._limits, self._clock, self._meter, self._lifecycle)
+        try:
+            reservation = self._meter.admit(_admission(request_id, request, caller, targets))
+        except BaseException:
+            self._lifecycle.leave()
+            raise
+        return Exchange(request_id, request, caller, targets, self._limits, self._clock, reservation, self._lifecycle, self._guard)
+
+
+def _admission(request_id: str, request: ChatRequest, caller: Caller, targets: Sequence[Target]) -> Admission:
+    ceiling = max(target.max_output_tokens for target in targets)
+    return Admission(
+        request_id=request_id,
+        caller=caller,
+        alias=request.alias,
+        stream=request.stream,
+        prompt_tokens=estimate_tokens(request),
+        max_output_tokens=min(request.max_tokens or ceiling, ceiling),
+        targets=tuple((target.provider.name, target.model) for target in targets),
+    )
+
+
+def estimate_tokens(request: ChatRequest) -> int:
+    """Tokens of the prompt, roughly and rather too many: one for three bytes of text, and what vendors
+    charge at most for an image. For reservations only; bills use what the vendor counted."""
+    text = sum(len(text.encode("utf-8", "surrogatepass")) for text in request.texts())
+    images = sum(isinstance(part, ImagePart) for turn in request.turns for part in turn.parts)
+    return text // 3 + 1600 * images + 16
 
 
 class _Watch:
@@ -109,15 +149,17 @@ class Exchange:
 
     def __init__(
         self,
+        request_id: str,
         request: ChatRequest,
         caller: Caller,
         targets: Sequence[Target],
         limits: Limits,
         clock: Clock,
-        meter: Meter,
+        reservation: Reservation,
         lifecycle: Lifecycle,
+        guard: Guard,
     ) -> None:
-        self.id = secrets.token_hex(12)
+        self.id = request_id
         self.created = int(clock.time())
         self.request = request
         self.adjusted: tuple[str, ...] = ()
@@ -128,8 +170,9 @@ class Exchange:
         self._targets = targets
         self._limits = limits
         self._clock = clock
-        self._meter = meter
+        self._reservation = reservation
         self._lifecycle = lifecycle
+        self._guard = guard
         self._held: list[Event] = []
         self._closed = False
         self._events = self._run()
@@ -167,6 +210,7 @@ class Exchange:
         try:
             self._events.close()
         finally:
+            self._reservation.close()
             self._lifecycle.leave()
 
     # --- internals
@@ -197,9 +241,11 @@ class Exchange:
             watch.patience_s,
             self._set_adjusted,
         )
+        self._reservation.begin(number, target.provider.name, target.model)
         events = target.provider.stream(call)
         try:
             for event in events:
+                self._guard(self._caller)
                 watch.saw(event)
                 if self._lifecycle.cutting and not isinstance(event, End):
                     raise GatewayError(Kind.SHUTTING_DOWN, "The gateway had to restart before the answer was complete.")
@@ -226,12 +272,12 @@ class Exchange:
             close = getattr(events, "close", None)
             if close is not None:
                 close()
-            self._meter.record(
+            self._reservation.settle(
                 Leg(
                     request_id=self.id,
                     leg=number,
                     started_at=started_at,
-                    caller=self._caller.name,
+                    caller=self._caller,
                     alias=self.request.alias,
                     provider=target.provider.name,
                     model=target.model,

@@ -26,9 +26,15 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A program that presented a valid token."""
+    """Who asks. ``name`` is the name of the token that was presented.
+
+    ``person`` is the normalised e-mail of the person spoken for, None for a program that asks for
+    itself. ``browser`` is true when the sign-in proxy vouches for the person.
+    """
 
     name: str
+    person: str | None = None
+    browser: bool = False
 
 
 class TokenStore:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from hearth_gateway.core.identity import Caller
 from hearth_gateway.translate.events import Usage
 
 
@@ -20,7 +21,7 @@ class Leg:
     request_id: str
     leg: int
     started_at: float
-    caller: str
+    caller: Caller
     alias: str
     provider: str
     model: str
@@ -31,10 +32,38 @@ class Leg:
     first_token_s: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """What is known of a request before any provider is tried.
+
+    ``prompt_tokens`` is an estimate, ``max_output_tokens`` the most the answer may have, ``targets``
+    the (provider, model) pairs that may serve it, in order.
+    """
+
+    request_id: str
+    caller: Caller
+    alias: str
+    stream: bool
+    prompt_tokens: int
+    max_output_tokens: int
+    targets: tuple[tuple[str, str], ...]
+
+
+class Reservation(Protocol):
+    """What one admitted request may spend. Exactly one ``settle`` follows each ``begin``; ``close`` comes last."""
+
+    def begin(self, leg: int, provider: str, model: str) -> None:
+        """Returns once the intent to call this provider is durable. Raises ``GatewayError`` if it cannot be."""
+
+    def settle(self, leg: Leg) -> None:
+        """The leg is over, however it ended. Does not raise."""
+
+    def close(self) -> None:
+        """Give back what was reserved and not spent. Does not raise; may be called twice."""
+
+
 class Meter(Protocol):
-    """Receives every leg once it is over."""
+    """Admits requests and receives every leg once it is over."""
 
-    def check(self) -> None:
-        """Raises ``GatewayError`` when legs cannot be kept: what cannot be counted must not be spent."""
-
-    def record(self, leg: Leg) -> None: ...
+    def admit(self, admission: Admission) -> Reservation:
+        """Raises ``GatewayError``: a limit is reached, or what is spent could not be counted."""

@@ -120,7 +120,7 @@ def _row(leg: Leg) -> dict[str, Any]:
         "request_id": leg.request_id,
         "leg": leg.leg,
         "started_at_ms": int(leg.started_at * 1000),
-        "caller": leg.caller,
+        "caller": leg.caller.name,
         "alias": leg.alias,
         "provider": leg.provider,
         "model": leg.model,

@@ -1,0 +1,143 @@
+"""From an exchange to an HTTP response, in whichever format the client speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import orjson
+from flask import request
+
+from hearth_gateway.api.responses import HearthResponse, json_response
+from hearth_gateway.core.conversation import Exchange
+from hearth_gateway.errors import GatewayError, InvalidRequestError, Kind
+from hearth_gateway.telemetry.log import Log
+from hearth_gateway.translate.events import Event, Idle
+
+_STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    # A proxy that stores or compresses a stream delivers it all at once, at its end.
+    "Cache-Control": "no-cache, no-transform",
+    "X-Accel-Buffering": "no",
+}
+
+
+class Encoder(Protocol):
+    """Turns events into the bytes of one stream; ``b""`` for an event that shows nothing."""
+
+    def encode(self, event: Event) -> bytes: ...
+
+
+class Collector(Protocol):
+    """Folds events into the body of an answer that is not streamed."""
+
+    def add(self, event: Event) -> None: ...
+
+    def body(self) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """One client format. ``error`` is the last event of a stream that failed; nothing may follow it."""
+
+    encoder: Callable[[Exchange], Encoder]
+    collector: Callable[[Exchange], Collector]
+    error: Callable[[GatewayError], bytes]
+    heartbeat: bytes
+
+
+def answer(exchange: Exchange, wire: Format, headers_after_s: float, log: Log) -> HearthResponse:
+    """Run the exchange, or hand it to the server as a stream. Takes care that it is closed."""
+    try:
+        if not exchange.request.stream:
+            return _whole(exchange, wire)
+        ready = exchange.wait_for_content(headers_after_s)
+        return HearthResponse(_Stream(exchange, wire, log), 200, _headers(exchange, ready) | _STREAM_HEADERS)
+    except BaseException:
+        exchange.close()
+        raise
+
+
+def _whole(exchange: Exchange, wire: Format) -> HearthResponse:
+    collector = wire.collector(exchange)
+    try:
+        for event in exchange:
+            collector.add(event)
+    finally:
+        exchange.close()
+    return json_response(collector.body(), headers=_headers(exchange, True))
+
+
+def _headers(exchange: Exchange, settled: bool) -> dict[str, str]:
+    headers = {"x-request-id": exchange.id}
+    if settled:
+        # Before the first content another provider may still take over: then these would be wrong.
+        headers["x-hearth-provider"] = exchange.target.provider.name
+        headers["x-hearth-model"] = exchange.target.model
+        headers["x-hearth-attempts"] = str(exchange.attempts)
+    if exchange.request.ignored:
+        headers["x-hearth-ignored"] = ",".join(exchange.request.ignored)
+    if exchange.adjusted:
+        headers["x-hearth-adjusted"] = ",".join(exchange.adjusted)
+    return headers
+
+
+def json_body(max_bytes: int) -> Any:
+    """The parsed body of the current request. Raises ``GatewayError``."""
+    if request.mimetype != "application/json":
+        raise GatewayError(Kind.UNSUPPORTED_MEDIA_TYPE, "Send JSON, with the header `Content-Type: application/json`.")
+    body = request.get_data(cache=False)
+    if len(body) > max_bytes:
+        raise GatewayError(Kind.BODY_TOO_LARGE, "The request body is too large.")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # `from None`: the exception carries the body.
+        raise InvalidRequestError("The request body is not valid JSON.") from None
+
+
+class _Stream:
+    """The body of a streamed answer.
+
+    The server takes the next piece when the client can have it, and calls ``close`` when the client
+    has left. That, and the heartbeats, is how a vendor's answer nobody reads is cancelled.
+    """
+
+    def __init__(self, exchange: Exchange, wire: Format, log: Log) -> None:
+        self._exchange = exchange
+        self._wire = wire
+        self._log = log
+        self._encoder = wire.encoder(exchange)
+        self._over = False
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self
+
+    def __next__(self) -> bytes:
+        while not self._over:
+            try:
+                event = next(self._exchange)
+                if isinstance(event, Idle):
+                    return self._wire.heartbeat
+                piece = self._encoder.encode(event)
+            except StopIteration:
+                self._over = True
+                self.close()
+                raise
+            except GatewayError as error:
+                # No [DONE] after this: a client must not take half an answer for a whole one.
+                self._over = True
+                self.close()
+                return self._wire.error(error)
+            except Exception as error:
+                self._log.unexpected(error)
+                self._over = True
+                self.close()
+                return self._wire.error(GatewayError(Kind.INTERNAL, "The gateway had an internal error."))
+            if piece:
+                return piece
+        raise StopIteration
+
+    def close(self) -> None:
+        self._exchange.close()
