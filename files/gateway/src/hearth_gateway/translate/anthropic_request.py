@@ -18,7 +18,9 @@ from hearth_gateway.translate.model import (
     Json,
     Part,
     PdfPart,
+    RedactedThinkingPart,
     TextPart,
+    ThinkingPart,
     ToolResult,
     ToolUse,
     Turn,
@@ -75,6 +77,8 @@ def build_messages_request(request: ChatRequest, model: str, max_output_tokens: 
             body["top_p"] = request.top_p
         else:
             adjusted.append("top_p")
+    if request.top_k is not None:
+        body["top_k"] = request.top_k
     if request.stop:
         body["stop_sequences"] = list(request.stop)
     body.update(_tools(request, names))
@@ -193,14 +197,16 @@ def _block(part: Part, names: _ToolNames) -> dict[str, Any]:
         if part.title:
             block["title"] = part.title
         return _cached(block, part.cache_control)
+    if isinstance(part, ThinkingPart):
+        return {"type": "thinking", "thinking": part.text, "signature": part.signature}
+    if isinstance(part, RedactedThinkingPart):
+        return {"type": "redacted_thinking", "data": part.data}
     if isinstance(part, ToolUse):
-        return {
-            "type": "tool_use",
-            "id": _safe_id(part.id),
-            "name": names[part.name],
-            "input": dict(part.arguments),
-        }
+        block = {"type": "tool_use", "id": _safe_id(part.id), "name": names[part.name], "input": dict(part.arguments)}
+        return _cached(block, part.cache_control)
     block = {"type": "tool_result", "tool_use_id": _safe_id(part.id)}
+    if part.is_error:
+        block["is_error"] = True
     if part.parts:
         block["content"] = [_text(inner) if isinstance(inner, TextPart) else _image(inner) for inner in part.parts]
     return _cached(block, part.cache_control)

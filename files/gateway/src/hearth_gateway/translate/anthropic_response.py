@@ -12,8 +12,10 @@ from hearth_gateway.translate.events import (
     End,
     Event,
     FinishReason,
+    RedactedThinking,
     Text,
     Thinking,
+    ThinkingEnd,
     ToolArguments,
     ToolStart,
     Usage,
@@ -118,9 +120,11 @@ class MessageReader:
         self._names = names
         self._usage = Usage()
         self._stop_reason: str | None = None
+        self._stop_sequence: str | None = None
         self._tools = -1  # index of the last tool call
         self._block_type = ""
         self._block_had_arguments = False
+        self._signature = ""
         self.ended = False
 
     def read(self, data: bytes) -> list[Event]:
@@ -137,11 +141,11 @@ class MessageReader:
             if kind == "message_start":
                 return self._take_usage(message["message"].get("usage"))
             if kind == "message_delta":
-                self._stop_reason = message["delta"].get("stop_reason") or self._stop_reason
+                self._take_stop(message["delta"])
                 return self._take_usage(message.get("usage"))
             if kind == "message_stop":
                 self.ended = True
-                return [End(finish_reason(self._stop_reason))]
+                return [self._end()]
             if kind == "error":
                 error = message["error"]
                 raise _error(_ERROR_KINDS.get(error["type"], Kind.UPSTREAM_ERROR), error.get("message"), None)
@@ -164,9 +168,19 @@ class MessageReader:
                     events.append(ToolArguments(self._tools, orjson.dumps(block["input"]).decode()))
                 events += self._stop()
             self.ended = True
-            return [*events, End(finish_reason(message.get("stop_reason")))]
+            self._take_stop(message)
+            return [*events, self._end()]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             raise GatewayError(Kind.UPSTREAM_PROTOCOL, _MESSAGES[Kind.UPSTREAM_PROTOCOL]) from None
+
+    def _take_stop(self, fields: dict[str, Any]) -> None:
+        self._stop_reason = fields.get("stop_reason") or self._stop_reason
+        sequence = fields.get("stop_sequence")
+        if isinstance(sequence, str):
+            self._stop_sequence = sequence
+
+    def _end(self) -> End:
+        return End(finish_reason(self._stop_reason), self._stop_sequence)
 
     def _take_usage(self, usage: Any) -> list[Event]:
         if usage is None:
@@ -190,16 +204,17 @@ class MessageReader:
             return [ToolStart(self._tools, block["id"], self._names.get(block["name"], block["name"]))]
         if self._block_type == "text" and block.get("text"):
             return [Text(block["text"])]
-        if self._block_type == "thinking" and block.get("thinking"):
-            return [Thinking(block["thinking"])]
+        if self._block_type == "thinking":
+            self._signature = block.get("signature") or ""
+            return [Thinking(block["thinking"])] if block.get("thinking") else [ALIVE]
+        if self._block_type == "redacted_thinking":
+            return [RedactedThinking(_string(block["data"]))]
         return [ALIVE]
 
     def _delta(self, delta: dict[str, Any]) -> list[Event]:
         kind = delta["type"]
         if kind == "text_delta":
-            text = delta["text"]
-            if not isinstance(text, str):
-                raise TypeError
+            text = _string(delta["text"])
             return [Text(text)] if text else [ALIVE]
         # Server-side tools stream their results through the same delta: those are no calls for the caller.
         if kind == "input_json_delta" and self._block_type == "tool_use":
@@ -210,6 +225,8 @@ class MessageReader:
             return [ToolArguments(self._tools, fragment)]
         if kind == "thinking_delta":
             return [Thinking(delta["thinking"])] if delta["thinking"] else [ALIVE]
+        if kind == "signature_delta":
+            self._signature = _string(delta["signature"])
         return [ALIVE]
 
     def _stop(self) -> list[Event]:
@@ -217,7 +234,15 @@ class MessageReader:
         if kind == "tool_use" and not self._block_had_arguments:
             # A call without arguments streams no delta, and "" is not JSON for the client.
             return [ToolArguments(self._tools, "{}")]
+        if kind == "thinking":
+            return [ThinkingEnd(self._signature)]
         return [ALIVE]
+
+
+def _string(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _count(value: Any) -> int | None:

@@ -22,6 +22,20 @@ class Thinking:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingEnd:
+    """One run of ``Thinking`` is over. ``signature`` is what lets a caller send it back in a later turn."""
+
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedactedThinking:
+    """A run of reasoning that the vendor encrypted. To be sent back in a later turn, and to nothing else."""
+
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
 class ToolStart:
     """``index`` counts tool calls from 0, not content blocks."""
 
@@ -68,9 +82,13 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The vendor said, itself, that the answer is complete. Nothing follows."""
+    """The vendor said, itself, that the answer is complete. Nothing follows.
+
+    ``stop_sequence`` is the caller's stop sequence that ended it, if the vendor says which.
+    """
 
     reason: FinishReason
+    stop_sequence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +104,10 @@ class Idle:
 IDLE = Idle()
 ALIVE = Idle(alive=True)
 
-Content = Text | Thinking | ToolStart | ToolArguments
+Content = Text | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments
 Event = Content | Usage | End | Idle
 
 
 def is_content(event: Event) -> bool:
     """From the first such event on, no other provider may take over: the client has seen words."""
-    return isinstance(event, Text | Thinking | ToolStart | ToolArguments)
+    return isinstance(event, Text | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments)

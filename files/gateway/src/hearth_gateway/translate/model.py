@@ -45,18 +45,35 @@ class ToolUse:
     id: str
     name: str
     arguments: Json
+    cache_control: Json | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class ToolResult:
-    """The caller's answer to the tool call ``id``."""
+    """The caller's answer to the tool call ``id``. ``is_error``: the tool failed, ``parts`` say how."""
 
     id: str
     parts: tuple[TextPart | ImagePart, ...]
     cache_control: Json | None = None
+    is_error: bool = False
 
 
-Part = TextPart | ImagePart | PdfPart | ToolUse | ToolResult
+@dataclass(frozen=True, slots=True)
+class ThinkingPart:
+    """The model's reasoning of an earlier turn. Only the vendor that signed it takes it back."""
+
+    text: str
+    signature: str
+
+
+@dataclass(frozen=True, slots=True)
+class RedactedThinkingPart:
+    """Reasoning that the vendor encrypted; nobody else can read ``data``."""
+
+    data: str
+
+
+Part = TextPart | ImagePart | PdfPart | ToolUse | ToolResult | ThinkingPart | RedactedThinkingPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +104,30 @@ class ToolChoice:
     name: str | None = None
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingConfig:
+    """Whether the model is to reason before it answers, as the Messages API puts it.
+
+    ``budget_tokens`` only with mode ``enabled``.
+    """
+
+    mode: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = None
+    display: Literal["summarized", "omitted"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JsonOutput:
+    """The answer is to be JSON: an instance of ``schema``, or any object when that is None."""
+
+    schema: Json | None = None
+    name: str | None = None
+    strict: bool | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ChatRequest:
     """One request, independent of who asked in which format and of who will answer.
@@ -106,6 +147,10 @@ class ChatRequest:
     stop: tuple[str, ...] = ()
     stream: bool = False
     include_usage: bool = False
+    top_k: int | None = None
+    thinking: ThinkingConfig | None = None
+    effort: Effort | None = None
+    output: JsonOutput | None = None
     ignored: tuple[str, ...] = field(default=())
 
     def texts(self) -> list[str]:
@@ -119,4 +164,6 @@ class ChatRequest:
                     found.extend(inner.text for inner in part.parts if isinstance(inner, TextPart))
                 elif isinstance(part, ToolUse):
                     found.extend(str(value) for value in part.arguments.values())
+                elif isinstance(part, ThinkingPart):
+                    found.append(part.text)
         return found
