@@ -1,7 +1,7 @@
 # Hearth's targets. `make help` lists them; every target brings along the set-up it needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-runtime trial trial-stop lint unit render gateway browser molecule test bed test-cluster \
+.PHONY: help setup setup-runtime litellm trial trial-stop lint unit render gateway browser molecule test bed test-cluster \
         test-vm bench docs build resolve-pins lock clean
 
 PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -17,6 +17,9 @@ setup: ## Bring this machine to where all targets run (twice in a row does nothi
 
 setup-runtime:
 	@scripts/setup.sh runtime
+
+litellm: setup ## The real LiteLLM, in an environment of its own in the cache (tests and bench bring it themselves)
+	@scripts/setup.sh litellm
 
 trial: setup-runtime ## A private chat on this machine: no cluster, no root, no key
 	@ansible-playbook site.yml -i inventories/trial

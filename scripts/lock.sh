@@ -13,3 +13,6 @@ for name in bootstrap runtime dev go; do
   (cd requirements && ../.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
     --no-emit-index-url --no-emit-find-links "$name.in" -o "$name.txt")
 done
+# A backdoored release is found within days (LiteLLM's was, in March 2026): take none that is younger than a week.
+(cd requirements && ../.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
+  --no-emit-index-url --no-emit-find-links --exclude-newer "$(date -u -d '7 days ago' +%FT00:00:00Z)" litellm.in -o litellm.txt)

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# setup.sh runtime|dev: bring a Debian or Ubuntu machine to where the targets of the Makefile run.
+# setup.sh runtime|dev|litellm: bring a Debian or Ubuntu machine to where the targets of the Makefile run.
 #   runtime  the playbooks (enough for `make trial`): a virtual environment, no root
 #   dev      all tests: also Debian packages, Go, npm packages
+#   litellm  the real LiteLLM in an environment of its own; its last line of output says where
 # A second run does nothing: each step compares what is there with what the locks ask for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-stage=${1:?runtime or dev}
+stage=${1:?runtime, dev or litellm}
 venv=.venv
 stamps=$venv/.hearth
 
@@ -52,6 +53,26 @@ install_lock() {
   touch "$stamp"
 }
 
+# litellm_venv: not into $venv, because what LiteLLM brings along must not run where our own secrets and tests are
+# (1.82.8 was backdoored with a file that runs at every start of Python). Half a gigabyte, so only for what needs it.
+litellm_venv() {
+  local lock=requirements/litellm.txt home
+  home=${HEARTH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hearth}/litellm/$(sha256sum "$lock" | cut -c1-16)
+  mkdir -p "$home"
+  {
+    flock 9 # two test runs at a time must not install over each other
+    if [ ! -e "$home/.complete" ] || ! "$home/venv/bin/python" -c '' 2>/dev/null; then
+      say "LiteLLM of $lock"
+      rm -rf "$home/venv"
+      "$python" -m venv --without-pip "$home/venv"
+      UV_NATIVE_TLS=1 UV_PYTHON_DOWNLOADS=never "$venv/bin/uv" pip install -q --python "$home/venv/bin/python" \
+        --require-hashes --only-binary :all: -r "$lock"
+      touch "$home/.complete"
+    fi
+  } 9>"$home/.lock"
+  printf '%s\n' "$home/venv"
+}
+
 if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
   say "virtual environment $venv ($("$python" --version))"
   rm -rf "$venv"
@@ -91,5 +112,8 @@ dev)
     touch "$npm_stamp"
   fi
   ;;
-*) die "unknown stage $stage: runtime or dev" ;;
+litellm)
+  litellm_venv
+  ;;
+*) die "unknown stage $stage: runtime, dev or litellm" ;;
 esac
