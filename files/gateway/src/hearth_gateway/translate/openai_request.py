@@ -6,14 +6,23 @@ of the conversation in silence: an unsupported part is an error that names its p
 
 from __future__ import annotations
 
-import base64
-import binascii
-from collections.abc import Iterable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import orjson
 
 from hearth_gateway.errors import InvalidRequestError
+from hearth_gateway.translate.fields import (
+    cache_control,
+    check_cache_breakpoints,
+    identifier,
+    media_type_of,
+    model_name,
+    number,
+    optional,
+    part_list,
+    positive,
+    string,
+)
 from hearth_gateway.translate.model import (
     ChatRequest,
     ImagePart,
@@ -27,11 +36,8 @@ from hearth_gateway.translate.model import (
     Turn,
 )
 
-_T = TypeVar("_T")
-
 MAX_STOP_SEQUENCES = 4  # OpenAI's own limit
 MAX_MESSAGES = 10_000
-MAX_CACHE_BREAKPOINTS = 4
 
 # Tuning hints that only another vendor understands. Dropping them changes style, not meaning, so
 # they are dropped and listed in the response header x-hearth-ignored.
@@ -91,30 +97,24 @@ def parse_chat_request(body: Any) -> ChatRequest:
     _refuse_unsupported(body)
     system, turns = _messages(body.get("messages"))
     tools = _tools(body.get("tools"))
-    stream = _optional(body, "stream", bool) or False
+    stream = optional(body, "stream", bool) or False
     request = ChatRequest(
-        alias=_model(body.get("model")),
+        alias=model_name(body.get("model")),
         system=system,
         turns=turns,
         tools=tools,
         tool_choice=_tool_choice(body.get("tool_choice"), tools),
-        parallel_tools=_optional(body, "parallel_tool_calls", bool),
+        parallel_tools=optional(body, "parallel_tool_calls", bool),
         max_tokens=_max_tokens(body),
-        temperature=_number(body, "temperature", 0.0, 2.0),
-        top_p=_number(body, "top_p", 0.0, 1.0),
+        temperature=number(body, "temperature", 0.0, 2.0),
+        top_p=number(body, "top_p", 0.0, 1.0),
         stop=_stop(body.get("stop")),
         stream=stream,
         include_usage=_include_usage(body, stream),
         ignored=_ignored(body),
     )
-    _check_cache_breakpoints(request)
+    check_cache_breakpoints(request)
     return request
-
-
-def _model(value: Any) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidRequestError("`model` must be the name of a model; GET /v1/models lists them.", "model")
-    return value
 
 
 def _refuse_unsupported(body: dict[str, Any]) -> None:
@@ -140,36 +140,12 @@ def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
     return tuple(hints)
 
 
-def _optional(body: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, kind):
-        raise InvalidRequestError(f"`{name}` must be {_JSON_NAMES[kind]}.", name)
-    return value
-
-
-_JSON_NAMES: dict[type, str] = {bool: "true or false", str: "a string", dict: "an object", list: "an array"}
-
-
-def _number(body: dict[str, Any], name: str, low: float, high: float) -> float | None:
-    value = body.get(name)
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-        raise InvalidRequestError(f"`{name}` must be a number from {low:g} to {high:g}.", name)
-    return float(value)
-
-
 def _max_tokens(body: dict[str, Any]) -> int | None:
     """``max_completion_tokens`` is the newer name and wins."""
     for name in ("max_completion_tokens", "max_tokens"):
-        value = body.get(name)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InvalidRequestError(f"`{name}` must be a whole number of at least 1.", name)
-        return value
+        value = positive(body, name)
+        if value is not None:
+            return value
     return None
 
 
@@ -186,7 +162,7 @@ def _stop(value: Any) -> tuple[str, ...]:
 
 
 def _include_usage(body: dict[str, Any], stream: bool) -> bool:
-    options = _optional(body, "stream_options", dict)
+    options = optional(body, "stream_options", dict)
     if options is None:
         return False
     if not stream:
@@ -237,16 +213,6 @@ def _messages(value: Any) -> tuple[tuple[TextPart, ...], tuple[Turn, ...]]:
     return tuple(system), tuple(turns)
 
 
-def _cache_control(part: dict[str, Any], param: str) -> dict[str, Any] | None:
-    """Carried verbatim: the vendor defines what is in it."""
-    value = part.get("cache_control")
-    if value is None:
-        return None
-    if not isinstance(value, dict):
-        raise InvalidRequestError("`cache_control` must be an object.", f"{param}.cache_control")
-    return value
-
-
 def _text_parts(content: Any, param: str) -> tuple[TextPart, ...]:
     """Text-only content; empty pieces are left out, because vendors refuse empty text blocks."""
     if content is None:
@@ -254,26 +220,14 @@ def _text_parts(content: Any, param: str) -> tuple[TextPart, ...]:
     if isinstance(content, str):
         return (TextPart(content),) if content.strip() else ()
     parts = []
-    for index, part in enumerate(_part_list(content, param)):
+    for index, part in enumerate(part_list(content, param)):
         where = f"{param}[{index}]"
         if part.get("type") != "text":
             raise InvalidRequestError("Only text is allowed here.", where)
-        text = _string(part.get("text"), f"{where}.text")
+        text = string(part.get("text"), f"{where}.text")
         if text.strip():
-            parts.append(TextPart(text, _cache_control(part, where)))
+            parts.append(TextPart(text, cache_control(part, where)))
     return tuple(parts)
-
-
-def _part_list(content: Any, param: str) -> Iterable[dict[str, Any]]:
-    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
-        raise InvalidRequestError("`content` must be a string or an array of parts.", param)
-    return content
-
-
-def _string(value: Any, param: str) -> str:
-    if not isinstance(value, str):
-        raise InvalidRequestError("This must be a string.", param)
-    return value
 
 
 def _user_parts(content: Any, param: str) -> tuple[Part, ...]:
@@ -281,7 +235,7 @@ def _user_parts(content: Any, param: str) -> tuple[Part, ...]:
         parts: tuple[Part, ...] = _text_parts(content, param)
     else:
         found: list[Part] = []
-        for index, part in enumerate(_part_list(content, param)):
+        for index, part in enumerate(part_list(content, param)):
             parsed = _user_part(part, f"{param}[{index}]")
             if parsed is not None:
                 found.append(parsed)
@@ -293,14 +247,14 @@ def _user_parts(content: Any, param: str) -> tuple[Part, ...]:
 
 def _user_part(part: dict[str, Any], param: str) -> Part | None:
     kind = part.get("type")
-    cache = _cache_control(part, param)
+    cache = cache_control(part, param)
     if kind == "text":
-        text = _string(part.get("text"), f"{param}.text")
+        text = string(part.get("text"), f"{param}.text")
         return TextPart(text, cache) if text.strip() else None
     if kind == "image_url":
         image = part.get("image_url")
         url = image.get("url") if isinstance(image, dict) else image
-        return _media(_string(url, f"{param}.image_url.url"), f"{param}.image_url.url", None, cache)
+        return _media(string(url, f"{param}.image_url.url"), f"{param}.image_url.url", None, cache)
     if kind == "file":
         file = part.get("file")
         if not isinstance(file, dict) or not isinstance(file.get("file_data"), str):
@@ -318,33 +272,10 @@ def _media(url: str, param: str, title: str | None, cache: dict[str, Any] | None
     header, comma, data = url.partition(",")
     if not comma or not header.endswith(";base64"):
         raise InvalidRequestError("A data: address must hold base64.", param)
-    try:
-        # Only the head is decoded for sniffing, but all of it is checked: a vendor's error about
-        # broken base64 would not say which message it meant.
-        raw = base64.b64decode(data, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequestError("The base64 data is broken.", param) from None
-    media_type = sniff_media_type(raw)
-    if media_type is None:
-        raise InvalidRequestError("Only PNG, JPEG, GIF, WebP and PDF data are supported.", param)
+    media_type = media_type_of(data, param)
     if media_type == "application/pdf":
         return PdfPart(data, title, cache)
     return ImagePart(media_type, data, cache_control=cache)
-
-
-def sniff_media_type(raw: bytes) -> str | None:
-    """The type the bytes say they are. The declared one is often wrong, and vendors refuse a mismatch."""
-    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "image/png"
-    if raw.startswith(b"\xff\xd8\xff"):
-        return "image/jpeg"
-    if raw.startswith((b"GIF87a", b"GIF89a")):
-        return "image/gif"
-    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
-        return "image/webp"
-    if raw.startswith(b"%PDF-"):
-        return "application/pdf"
-    return None
 
 
 def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
@@ -368,23 +299,17 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
             raise InvalidRequestError("Only tool calls of type `function` are supported.", where)
         parts.append(
             ToolUse(
-                _identifier(call.get("id"), f"{where}.id"),
-                _identifier(function.get("name"), f"{where}.function.name"),
+                identifier(call.get("id"), f"{where}.id"),
+                identifier(function.get("name"), f"{where}.function.name"),
                 _arguments(function.get("arguments"), f"{where}.function.arguments"),
             )
         )
     return tuple(parts)
 
 
-def _identifier(value: Any, param: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise InvalidRequestError("This must be a non-empty string.", param)
-    return value
-
-
 def _arguments(value: Any, param: str) -> dict[str, Any]:
     """A model may have produced broken JSON in an earlier turn. That must not end the conversation."""
-    text = "" if value is None else _string(value, param)
+    text = "" if value is None else string(value, param)
     if not text.strip():
         return {}
     try:
@@ -400,7 +325,7 @@ def _tool_result(message: dict[str, Any], param: str) -> ToolResult:
     parts: tuple[TextPart | ImagePart, ...]
     if isinstance(content, list):
         found: list[TextPart | ImagePart] = []
-        for index, part in enumerate(_part_list(content, f"{param}.content")):
+        for index, part in enumerate(part_list(content, f"{param}.content")):
             where = f"{param}.content[{index}]"
             parsed = _user_part(part, where)
             if parsed is None:
@@ -412,8 +337,8 @@ def _tool_result(message: dict[str, Any], param: str) -> ToolResult:
     else:
         parts = _text_parts(content, f"{param}.content")
     if message.get("cache_control") is not None:
-        cache = _cache_control(message, param)
-    return ToolResult(_identifier(message.get("tool_call_id"), f"{param}.tool_call_id"), parts, cache)
+        cache = cache_control(message, param)
+    return ToolResult(identifier(message.get("tool_call_id"), f"{param}.tool_call_id"), parts, cache)
 
 
 # --- tools ------------------------------------------------------------------------------------
@@ -431,7 +356,7 @@ def _tools(value: Any) -> tuple[Tool, ...]:
         function = item.get("function") if isinstance(item, dict) else None
         if not isinstance(function, dict) or item.get("type") != "function":
             raise InvalidRequestError("Only tools of type `function` are supported.", param)
-        name = _identifier(function.get("name"), f"{param}.function.name")
+        name = identifier(function.get("name"), f"{param}.function.name")
         if name in names:
             raise InvalidRequestError("Two tools have the same name.", f"{param}.function.name")
         names.add(name)
@@ -446,7 +371,7 @@ def _tools(value: Any) -> tuple[Tool, ...]:
         strict = function.get("strict")
         if not isinstance(strict, bool | None):
             raise InvalidRequestError("`strict` must be true or false.", f"{param}.function.strict")
-        tools.append(Tool(name, description or None, schema, strict, _cache_control(item, param)))
+        tools.append(Tool(name, description or None, schema, strict, cache_control(item, param)))
     return tuple(tools)
 
 
@@ -468,18 +393,3 @@ def _tool_choice(value: Any, tools: tuple[Tool, ...]) -> ToolChoice | None:
     if name not in {tool.name for tool in tools}:
         raise InvalidRequestError("`tool_choice` names a tool that is not in `tools`.", "tool_choice")
     return ToolChoice("tool", name)
-
-
-def _check_cache_breakpoints(request: ChatRequest) -> None:
-    marked: list[Any] = [*request.system, *request.tools]
-    for turn in request.turns:
-        for part in turn.parts:
-            marked.append(part)
-            if isinstance(part, ToolResult):
-                marked.extend(part.parts)
-    count = sum(1 for item in marked if getattr(item, "cache_control", None) is not None)
-    if count > MAX_CACHE_BREAKPOINTS:
-        raise InvalidRequestError(
-            f"At most {MAX_CACHE_BREAKPOINTS} parts may have `cache_control`, this request has {count}.",
-            "messages",
-        )

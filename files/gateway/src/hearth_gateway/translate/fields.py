@@ -1,0 +1,124 @@
+"""Reading the fields of a request body: what the parsers of both client formats share.
+
+Each function raises ``InvalidRequestError`` with ``param``, the path of the field in the body.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Any, TypeVar
+
+from hearth_gateway.errors import InvalidRequestError
+from hearth_gateway.translate.model import ChatRequest, ToolResult
+
+_T = TypeVar("_T")
+
+MAX_CACHE_BREAKPOINTS = 4  # Anthropic's limit
+_JSON_NAMES: dict[type, str] = {bool: "true or false", str: "a string", dict: "an object", list: "an array"}
+
+
+def model_name(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequestError("`model` must be the name of a model; GET /v1/models lists them.", "model")
+    return value
+
+
+def optional(body: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
+    """The field ``name``, None when it is absent or null."""
+    value = body.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, kind):
+        raise InvalidRequestError(f"`{name}` must be {_JSON_NAMES[kind]}.", name)
+    return value
+
+
+def number(body: dict[str, Any], name: str, low: float, high: float) -> float | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InvalidRequestError(f"`{name}` must be a number from {low:g} to {high:g}.", name)
+    return float(value)
+
+
+def positive(body: dict[str, Any], name: str) -> int | None:
+    value = body.get(name)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InvalidRequestError(f"`{name}` must be a whole number of at least 1.", name)
+    return value
+
+
+def string(value: Any, param: str) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError("This must be a string.", param)
+    return value
+
+
+def identifier(value: Any, param: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise InvalidRequestError("This must be a non-empty string.", param)
+    return value
+
+
+def part_list(content: Any, param: str) -> list[dict[str, Any]]:
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        raise InvalidRequestError("`content` must be a string or an array of parts.", param)
+    return content
+
+
+def cache_control(part: dict[str, Any], param: str) -> dict[str, Any] | None:
+    """Carried verbatim: the vendor defines what is in it."""
+    value = part.get("cache_control")
+    if value is None:
+        return None
+    if not isinstance(value, dict):
+        raise InvalidRequestError("`cache_control` must be an object.", f"{param}.cache_control")
+    return value
+
+
+def check_cache_breakpoints(request: ChatRequest) -> None:
+    marked: list[Any] = [*request.system, *request.tools]
+    for turn in request.turns:
+        for part in turn.parts:
+            marked.append(part)
+            if isinstance(part, ToolResult):
+                marked.extend(part.parts)
+    count = sum(1 for item in marked if getattr(item, "cache_control", None) is not None)
+    if count > MAX_CACHE_BREAKPOINTS:
+        raise InvalidRequestError(
+            f"At most {MAX_CACHE_BREAKPOINTS} parts may have `cache_control`, this request has {count}.",
+            "messages",
+        )
+
+
+def media_type_of(data: str, param: str) -> str:
+    """The type of base64 data: one of the images and documents that vendors take."""
+    try:
+        # Sniffing needs the head only, but all of it is checked: a vendor's error about broken
+        # base64 would not say which message it meant.
+        raw = base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequestError("The base64 data is broken.", param) from None
+    media_type = sniff_media_type(raw)
+    if media_type is None:
+        raise InvalidRequestError("Only PNG, JPEG, GIF, WebP and PDF data are supported.", param)
+    return media_type
+
+
+def sniff_media_type(raw: bytes) -> str | None:
+    """The type the bytes say they are. The declared one is often wrong, and vendors refuse a mismatch."""
+    if raw.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "image/png"
+    if raw.startswith(b"\xff\xd8\xff"):
+        return "image/jpeg"
+    if raw.startswith((b"GIF87a", b"GIF89a")):
+        return "image/gif"
+    if raw[:4] == b"RIFF" and raw[8:12] == b"WEBP":
+        return "image/webp"
+    if raw.startswith(b"%PDF-"):
+        return "application/pdf"
+    return None
