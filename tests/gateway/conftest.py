@@ -6,6 +6,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "files" / "gateway" / "src")]
 
-from gateway_support import own, shared, vendor  # noqa: E402
+from gateway_support import own, second_vendor, shared, vendor  # noqa: E402
 
-__all__ = ["own", "shared", "vendor"]
+__all__ = ["own", "second_vendor", "shared", "vendor"]

@@ -23,8 +23,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE = ROOT / "files" / "gateway" / "src"
 MOCK = ROOT / "tests" / "mocks" / "anthropic_server.py"
+SECOND_MOCK = ROOT / "tests" / "mocks" / "openai_server.py"
 
 API_KEY = "sk-ant-test-0123456789"
+SECOND_API_KEY = "sk-litellm-test-0123456789"
 TOKEN = "operator-token-0123456789"
 # Of the mock; each is the model `x-<scenario>` of every test gateway.
 # fmt: off
@@ -32,7 +34,13 @@ SCENARIOS = [
     "normal", "slow", "silent", "slow-headers", "silent-after", "pings", "cut", "error-before",
     "error-after", "overloaded", "eof", "garbage", "garbage-after", "big-event", "close", "html",
     "quote", "json", "gzip", "odd-sse", "tool", "tool-empty", "thinking", "cache", "max-tokens",
-    "refusal", "unknown-stop", "401", "403", "404", "413", "429", "429-bare", "500", "503", "529",
+    "refusal", "unknown-stop", "400", "401", "402", "403", "404", "408", "413", "429", "429-bare",
+    "500", "502", "503", "529",
+]
+# Of the second mock; each is the model `y-<scenario>` of a test gateway that has a second provider.
+SECOND_SCENARIOS = [
+    *(name for name in SCENARIOS if name != "refusal"),
+    "no-done", "tools", "content-filter", "no-usage", "usage-on-finish",
 ]
 # fmt: on
 
@@ -53,9 +61,9 @@ def wait_for(probe: Callable[[], T], what: str, timeout_s: float = 20) -> T:
 class Mock:
     """The mock vendor as a process; ``records`` is what it noted about each request."""
 
-    def __init__(self, directory: Path, *options: str) -> None:
+    def __init__(self, directory: Path, *options: str, program: Path = MOCK, api_key: str = API_KEY) -> None:
         self.record = directory / "mock-records.jsonl"
-        command = [sys.executable, str(MOCK), "--bind", "127.0.0.1:0", "--api-key", API_KEY]
+        command = [sys.executable, str(program), "--bind", "127.0.0.1:0", "--api-key", api_key]
         self.process = subprocess.Popen([*command, "--record", str(self.record), *options], stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None
         found = re.search(r"https?://\S+", self.process.stdout.readline())
@@ -77,9 +85,13 @@ class Mock:
 
 
 class Gateway:
-    """One gateway process. ``changes`` are merged into its configuration."""
+    """One gateway process. ``changes`` are merged into its configuration.
 
-    def __init__(self, directory: Path, vendor_url: str, start: bool = True, **changes: Any) -> None:
+    With ``second_url`` there is a second provider, `litellm`: the models `y-<scenario>` are served by it
+    alone, and `f-<scenario>` by the first vendor with that scenario and, should that fail, by the second.
+    """
+
+    def __init__(self, directory: Path, vendor_url: str, start: bool = True, second_url: str | None = None, **changes: Any) -> None:
         self.directory = directory
         self.database = directory / "hearth.db"
         self.temp = directory / "tmp"
@@ -108,6 +120,8 @@ class Gateway:
             },
             "timeouts": {"connect_s": 2, "first_token_s": 5, "idle_s": 1.5, "total_s": 30},
         }
+        if second_url is not None:
+            self._add_second(second_url)
         for key, value in changes.items():
             merged = self.config.get(key)
             self.config[key] = {**merged, **value} if isinstance(merged, dict) else value
@@ -117,6 +131,20 @@ class Gateway:
         self.url = self.metrics_url = ""
         if start:
             self.start()
+
+    def _add_second(self, url: str) -> None:
+        key = self.directory / "second-key"
+        key.write_text(SECOND_API_KEY + "\n")
+        self.config["providers"].append({"name": "litellm", "kind": "openai", "base_url": url, "api_key_file": str(key)})
+
+        def second(scenario: str) -> dict[str, Any]:
+            return {"provider": "litellm", "model": f"mock+{scenario}", "max_output_tokens": 1000}
+
+        models = self.config["models"]
+        models |= {f"f-{name}": [*models[f"x-{name}"], second("normal")] for name in SCENARIOS}
+        models |= {f"y-{name}": [second(name)] for name in SECOND_SCENARIOS}
+        self.config["embedding_models"] = {"embed": [{"provider": "litellm", "model": "mock-embed"}]}
+        self.config["image_models"] = {"draw": [{"provider": "litellm", "model": "mock-draw"}]}
 
     def spawn(self) -> subprocess.Popen[str]:
         self.process = subprocess.Popen(
@@ -199,9 +227,17 @@ def vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory, vendor: Mock) -> Iterator[Gateway]:
+def second_vendor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mock]:
+    """An OpenAI-compatible vendor, with a key of its own."""
+    mock = Mock(tmp_path_factory.mktemp("second-vendor"), program=SECOND_MOCK, api_key=SECOND_API_KEY)
+    yield mock
+    mock.stop()
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendor: Mock) -> Iterator[Gateway]:
     """One gateway for all tests that leave it as it was."""
-    gateway = Gateway(tmp_path_factory.mktemp("gateway"), vendor.url)
+    gateway = Gateway(tmp_path_factory.mktemp("gateway"), vendor.url, second_url=second_vendor.url)
     yield gateway
     assert gateway.terminate() == 0
     assert gateway.events("unexpected-error") == []

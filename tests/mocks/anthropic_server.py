@@ -23,35 +23,23 @@ Faults are chosen by the model, as `<any name>+<scenario>`, or by the header `x-
     tool            calls the request's first tool     tool-empty      the same, without arguments
     thinking        a thinking block before the text   cache           usage with cached tokens
     max-tokens, refusal, unknown-stop                  stop reasons
-    401 403 404 413 429 429-bare 500 503 529           error responses; 429 has Retry-After: 7
+    400 401 402 403 404 408 413 429 429-bare 500 502 503 529   error responses; 429 has Retry-After: 7
 
 `--record` appends one JSON line per request: what was sent, never what was said (lengths only).
 """
 
 from __future__ import annotations
 
-import argparse
-import gzip
 import json
-import ssl
-import sys
-import threading
-import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from typing import Any
+
+from vendor_server import Frame, Json, RefusedError, need, serve, words_in
 
 # The newer version refuses sampling parameters (platform.claude.com, "Versions").
 API_VERSIONS = {"2023-06-01": set(), "2026-10-21": {"temperature", "top_p"}}
-MAX_BODY_BYTES = 32 * 1024 * 1024
 
 Block = dict[str, Any]
-Json = dict[str, Any]
-
-
-class BadRequestError(Exception):
-    """What the vendor would answer with 400."""
 
 
 # --- the request, checked key by key -----------------------------------------------------------
@@ -72,13 +60,8 @@ ROLE_BLOCKS = {"user": {"text", "image", "document", "tool_result"}, "assistant"
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 
 
-def need(condition: object, message: str) -> None:
-    if not condition:
-        raise BadRequestError(message)
-
-
 def check_request(body: Any, version: str) -> None:
-    """Raises ``BadRequestError`` for anything that version of the API does not take, or that we do not know."""
+    """Raises ``RefusedError`` for anything that version of the API does not take, or that we do not know."""
     need(isinstance(body, dict), "the body must be an object")
     for key, value in body.items():
         need(
@@ -231,24 +214,20 @@ def last_user_text(body: Json) -> str:
     return "(no text)"
 
 
-def count_words(value: Any) -> int:
-    if isinstance(value, str):
-        return len(value.split())
-    if isinstance(value, dict):
-        return sum(count_words(item) for key, item in value.items() if key not in ("type", "role", "data"))
-    return sum(count_words(item) for item in value) if isinstance(value, list) else 0
-
-
 # --- the answer ---------------------------------------------------------------------------------
 
 ERRORS = {
+    "400": (400, "invalid_request_error", "Mock refusal"),
     "401": (401, "authentication_error", "invalid x-api-key"),
+    "402": (402, "billing_error", "Your credit balance is too low"),
     "403": (403, "permission_error", "Your API key does not have permission to use the specified resource."),
     "404": (404, "not_found_error", "model: not found"),
+    "408": (408, "timeout_error", "Request timed out"),
     "413": (413, "request_too_large", "Request exceeds the maximum size"),
     "429": (429, "rate_limit_error", "This request would exceed your rate limit"),
     "429-bare": (429, "rate_limit_error", "This request would exceed your rate limit"),
     "500": (500, "api_error", "Internal server error"),
+    "502": (502, "api_error", "Bad gateway"),
     "503": (503, "api_error", "Service unavailable"),
     "529": (529, "overloaded_error", "Overloaded"),
 }
@@ -282,8 +261,8 @@ class Answer:
                     words, self.stop_reason = joined[: joined.index(sequence)].split(" "), "stop_sequence"
             self.blocks.append({"type": "text", "text": " ".join(words)})
         self.usage: Json = {
-            "input_tokens": count_words(body["messages"]) + count_words(body.get("system", "")),
-            "output_tokens": sum(count_words(block) for block in self.blocks),
+            "input_tokens": words_in(body["messages"]) + words_in(body.get("system", "")),
+            "output_tokens": sum(words_in(block) for block in self.blocks),
         }
         if scenario == "cache":
             self.usage |= {
@@ -298,6 +277,13 @@ class Answer:
             "content": self.blocks, "stop_reason": self.stop_reason, "stop_sequence": None,
             "usage": self.usage,
         }  # fmt: skip
+
+    def frames(self) -> Iterator[Frame]:
+        for event in self.events():
+            yield Frame(event["type"], json.dumps(event, ensure_ascii=False), event["type"] == "content_block_delta")
+
+    def document(self) -> Json:
+        return self.message()
 
     def events(self) -> Iterator[Json]:
         start = self.message() | {"content": [], "stop_reason": None}
@@ -344,305 +330,39 @@ class Answer:
         yield {"type": "content_block_stop", "index": index}
 
 
-def sse(event: Json) -> bytes:
-    return f"event: {event['type']}\ndata: {json.dumps(event, ensure_ascii=False)}\n\n".encode()
+class Anthropic:
+    """The Messages API."""
 
+    name = "Anthropic"
+    errors = ERRORS
+    heartbeat = b'event: ping\ndata: {"type": "ping"}\n\n'
 
-def odd_sse(events: Iterator[Json]) -> Iterator[bytes]:
-    """Legal SSE as nobody expects it, cut every 7 bytes (which splits characters too)."""
-    data = b"\xef\xbb\xbf: a comment\r\n\r\n"
-    for event in events:
-        lines = json.dumps(event, ensure_ascii=False, indent=1).split("\n")
-        data += f"event:{event['type']}\r\n".encode() + b"id: 7\r\nretry: 10\r\n"
-        data += b"".join(
-            b"data:" + (b" " if number % 2 else b"") + line.encode() + b"\r\n"
-            for number, line in enumerate(lines)
-        )
-        data += b"\r\n"
-    data = data.removesuffix(b"\r\n\r\n")
-    for start in range(0, len(data), 7):
-        yield data[start : start + 7]
+    def check(self, path: str, headers: Any, raw: bytes, api_key: str) -> Json:
+        if path != "/v1/messages":
+            raise RefusedError("no such path", 404, "not_found_error")
+        need(headers.get("content-type") == "application/json", "content-type: must be application/json")
+        version = headers.get("anthropic-version", "")
+        need(version in API_VERSIONS, "anthropic-version: header is required")
+        # The vendor's own SDKs send the key as a bearer token since October 2026.
+        key = headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ")
+        if key != api_key:
+            raise RefusedError("invalid x-api-key", 401, "authentication_error")
+        body = json.loads(raw)
+        check_request(body, version)
+        return dict(body)
 
+    def answer(self, path: str, body: Json, scenario: str) -> Answer:
+        return Answer(body, scenario)
 
-class Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 512
+    def error(self, status: int, kind: str, message: str) -> Json:
+        return {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_mock"}
 
-    def __init__(
-        self, address: tuple[str, int], api_key: str, record: Path | None, tls: ssl.SSLContext | None
-    ) -> None:
-        super().__init__(address, Handler)
-        self.api_key = api_key
-        self.tls = tls
-        self._record_file = record
-        self._lock = threading.Lock()
-        self.pace_s = 0.0  # seconds after each piece of text
+    def error_frame(self, kind: str, message: str) -> Frame:
+        return Frame("error", json.dumps({"type": "error", "error": {"type": kind, "message": message}}))
 
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        # In the connection's own thread: a client that stalls in the handshake holds up nobody else.
-        if self.tls is not None:
-            request.settimeout(10)
-            request = self.tls.wrap_socket(request, server_side=True)
-        request.settimeout(120)
-        super().finish_request(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that leave are part of the tests; anything else is a fault of this mock."""
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            print(f"mock: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
-
-    def record(self, **fields: Any) -> None:
-        if self._record_file is None:
-            return
-        with self._lock, self._record_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(fields) + "\n")
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    disable_nagle_algorithm = True  # else each small event waits 40 ms for the acknowledgement of the last
-    server: Server
-
-    def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
-        pass
-
-    def do_GET(self) -> None:
-        self._json(200 if self.path == "/healthz" else 404, {"mock": True})
-
-    def do_POST(self) -> None:
-        length = int(self.headers.get("content-length") or 0)
-        if length > MAX_BODY_BYTES:
-            self._error(413, "request_too_large", "Request exceeds the maximum size")
-            return
-        raw = self.rfile.read(length)
-        body: Any = None
-        problem = ""
-        status, kind = 400, "invalid_request_error"
-        try:
-            if self.path != "/v1/messages":
-                status, kind = 404, "not_found_error"
-                raise BadRequestError("no such path")
-            need(
-                self.headers.get("content-type") == "application/json",
-                "content-type: must be application/json",
-            )
-            version = self.headers.get("anthropic-version", "")
-            need(version in API_VERSIONS, "anthropic-version: header is required")
-            # The vendor's own SDKs send the key as a bearer token since October 2026.
-            key = self.headers.get("x-api-key") or self.headers.get("authorization", "").removeprefix("Bearer ")
-            if key != self.server.api_key:
-                status, kind = 401, "authentication_error"
-                raise BadRequestError("invalid x-api-key")
-            body = json.loads(raw)
-            check_request(body, version)
-        except BadRequestError as error:
-            problem = str(error)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            problem = f"malformed request: {type(error).__name__}"
-        scenario = "normal"
-        if isinstance(body, dict) and isinstance(body.get("model"), str):
-            scenario = self.headers.get("x-mock-scenario") or body["model"].partition("+")[2] or "normal"
-        self._started = time.monotonic()
-        self._outcome, self._sent = problem or "complete", 0
-        try:
-            if problem:
-                self._error(status, kind, problem)
-            else:
-                self._answer(body, scenario)
-        except BadRequestError as error:
-            self._outcome = str(error)
-            self._error(400, "invalid_request_error", str(error))
-        except OSError:
-            self._outcome = "client-left"
-            self.close_connection = True
-        finally:
-            self.server.record(**self._metadata(body, scenario, len(raw)))
-
-    def _metadata(self, body: Any, scenario: str, size: int) -> Json:
-        known = body if isinstance(body, dict) else {}
-        messages = known.get("messages")
-        if not isinstance(messages, list):
-            messages = []
-        return {
-            "scenario": scenario,
-            "outcome": self._outcome,
-            "seconds": round(time.monotonic() - self._started, 3),
-            "events_sent": self._sent,
-            "body_bytes": size,
-            "keys": sorted(known),
-            "model": known.get("model"),
-            "stream": known.get("stream"),
-            "max_tokens": known.get("max_tokens"),
-            "roles": [message.get("role") for message in messages if isinstance(message, dict)],
-            "blocks": [
-                [block.get("type") for block in message["content"]]
-                for message in messages
-                if isinstance(message, dict) and isinstance(message.get("content"), list)
-            ],
-            "tools": len(known.get("tools") or []),
-            "headers": sorted(name.lower() for name in self.headers),
-            "finished_at": time.time(),
-        }
-
-    # --- answers
-
-    def _answer(self, body: Json, scenario: str) -> None:
-        if scenario == "close":
-            self.close_connection = True
-            return
-        if scenario == "slow-headers":
-            self._sleep_while_connected(10)
-        if scenario in ERRORS:
-            status, kind, message = ERRORS[scenario]
-            headers = {"retry-after": "7"} if scenario == "429" else {}
-            self._error(status, kind, message, headers)
-            return
-        if scenario == "quote":
-            self._error(400, "invalid_request_error", f"messages.0: cannot use {last_user_text(body)!r} here")
-            return
-        if scenario == "html":
-            self._send(502, "text/html", b"<html><body>Bad gateway</body></html>")
-            return
-        answer = Answer(body, scenario)
-        if not body.get("stream") or scenario == "json":
-            self._json(200, answer.message())
-            return
-        self._stream(answer, scenario)
-
-    def _stream(self, answer: Answer, scenario: str) -> None:
-        compress = scenario == "gzip"
-        self.send_response(200)
-        self.send_header("content-type", "text/event-stream; charset=utf-8")
-        self.send_header("transfer-encoding", "chunked")
-        self.send_header("request-id", "req_mock")
-        if compress:
-            self.send_header("content-encoding", "gzip")
-        self.end_headers()
-        if compress:
-            self._chunk(gzip.compress(b"".join(sse(event) for event in answer.events())))
-            self._chunk(b"")
-            return
-        if scenario == "garbage":
-            self._chunk(b"\x00\xffthis is not an event stream\ndata: neither is this\n\n")
-            self._chunk(b"")
-            return
-        if scenario == "odd-sse":
-            for piece in odd_sse(answer.events()):
-                self._chunk(piece)
-            self._chunk(b"")
-            return
-        texts = 0
-        for event in answer.events():
-            is_text = event["type"] == "content_block_delta"
-            if is_text and texts in (0, 2) and self._fault(scenario, texts):
-                return
-            texts += is_text
-            self._chunk(sse(event))
-            self._sent += 1
-            if is_text and (scenario == "slow" or self.server.pace_s):
-                self._sleep_while_connected(self.server.pace_s or 0.2)
-            if scenario == "eof" and texts == 2:
-                break
-        self._chunk(b"")
-
-    def _fault(self, scenario: str, texts: int) -> bool:
-        """The fault of ``scenario`` that is due before text number ``texts``; True if the stream is over."""
-        if texts == 0:
-            if scenario in ("error-before", "overloaded"):
-                kind = "overloaded_error" if scenario == "overloaded" else "api_error"
-                self._chunk(sse({"type": "error", "error": {"type": kind, "message": "Mock failure"}}))
-                self._chunk(b"")
-                return True
-            if scenario == "silent":
-                self._sleep_while_connected(60)
-                return True
-            if scenario == "pings":
-                for _ in range(6):
-                    self._chunk(sse({"type": "ping"}))
-                    self._sleep_while_connected(0.5)
-            if scenario == "big-event":
-                self._chunk(b"data: " + b"x" * 5_000_000 + b"\n\n")
-            return False
-        if scenario == "error-after":
-            self._chunk(sse({"type": "error", "error": {"type": "api_error", "message": "Mock failure"}}))
-            self._chunk(b"")
-        elif scenario == "cut":
-            self.close_connection = True  # without the last chunk: the body is visibly incomplete
-        elif scenario == "silent-after":
-            self._sleep_while_connected(60)
-        elif scenario == "garbage-after":
-            self._chunk(b'data: {"type": "content_block_delta", "delta": {"ty\n\n')
-            self._chunk(b"")
-        else:
-            return False
-        return True
-
-    def _sleep_while_connected(self, seconds: float) -> None:
-        """Sleep, but notice within 50 ms that the client has gone: the record has to say when."""
-        until = time.monotonic() + seconds
-        while (left := until - time.monotonic()) > 0:
-            self.connection.settimeout(min(left, 0.05))
-            try:
-                if not self.connection.recv(1):
-                    raise ConnectionResetError("the client left")
-            except (TimeoutError, ssl.SSLWantReadError):
-                continue
-            finally:
-                self.connection.settimeout(120)
-
-    def _chunk(self, data: bytes) -> None:
-        self.wfile.write(f"{len(data):x}\r\n".encode() + data + b"\r\n")
-        self.wfile.flush()
-
-    def _json(self, status: int, value: Json, headers: dict[str, str] | None = None) -> None:
-        self._send(status, "application/json", json.dumps(value).encode(), headers)
-
-    def _error(self, status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> None:
-        if self._is_new():
-            self._outcome = (
-                f"{status} {kind}: {message}" if kind != "invalid_request_error" else self._outcome
-            )
-        error = {"type": "error", "error": {"type": kind, "message": message}, "request_id": "req_mock"}
-        self._json(status, error, headers)
-
-    def _is_new(self) -> bool:
-        return getattr(self, "_outcome", "") == "complete"
-
-    def _send(
-        self, status: int, content_type: str, body: bytes, headers: dict[str, str] | None = None
-    ) -> None:
-        self.send_response(status)
-        self.send_header("content-type", content_type)
-        self.send_header("content-length", str(len(body)))
-        for name, value in (headers or {}).items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="A stand-in for Anthropic's Messages API.")
-    parser.add_argument("--bind", required=True, metavar="ADDRESS:PORT", help="port 0 chooses one")
-    parser.add_argument("--api-key", required=True)
-    parser.add_argument("--cert", help="PEM certificate chain; with --key the mock speaks HTTPS")
-    parser.add_argument("--key", help="PEM private key")
-    parser.add_argument("--record", type=Path, metavar="FILE")
-    parser.add_argument("--pace-s", type=float, default=0.0, help="pause after each piece of text, as a vendor has")
-    arguments = parser.parse_args()
-    if bool(arguments.cert) != bool(arguments.key):
-        parser.error("--cert and --key go together")
-    tls = None
-    if arguments.cert:
-        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        tls.load_cert_chain(arguments.cert, arguments.key)
-    host, _, port = arguments.bind.rpartition(":")
-    server = Server((host.strip("[]"), int(port)), arguments.api_key, arguments.record, tls)
-    server.pace_s = arguments.pace_s
-    scheme = "https" if tls else "http"
-    print(f"mock Anthropic (a stand-in) on {scheme}://{host}:{server.server_address[1]}", flush=True)
-    server.serve_forever()
+    def last_user_text(self, body: Json) -> str:
+        return last_user_text(body)
 
 
 if __name__ == "__main__":
-    main()
+    serve(Anthropic(), "A stand-in for Anthropic's Messages API.")
