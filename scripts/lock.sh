@@ -9,7 +9,7 @@ compile() {
 }
 (cd files/gateway && PATH="$OLDPWD/.venv/bin:$PATH" && uv pip compile -q --universal --python-version 3.11 \
   --generate-hashes --no-header --no-emit-index-url --no-emit-find-links pyproject.toml --extra build -o requirements.lock)
-for name in bootstrap runtime dev go; do
+for name in bootstrap runtime dev go bench; do
   (cd requirements && ../.venv/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-header \
     --no-emit-index-url --no-emit-find-links "$name.in" -o "$name.txt")
 done

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# setup.sh runtime|dev|litellm: bring a Debian or Ubuntu machine to where the targets of the Makefile run.
+# setup.sh runtime|dev|litellm|bench: bring a Debian or Ubuntu machine to where the targets of the Makefile run.
 #   runtime  the playbooks (enough for `make trial`): a virtual environment, no root
 #   dev      all tests: also Debian packages, Go, npm packages
 #   litellm  the real LiteLLM in an environment of its own; its last line of output says where
+#   bench    what `make bench-gateway` compares with; its last three lines of output say where (name=path)
 # A second run does nothing: each step compares what is there with what the locks ask for.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-stage=${1:?runtime, dev or litellm}
+stage=${1:?runtime, dev, litellm or bench}
 venv=.venv
 stamps=$venv/.hearth
 
@@ -73,6 +74,32 @@ litellm_venv() {
   printf '%s\n' "$home/venv"
 }
 
+# bench_tools: nginx is unpacked and not installed, because installing it starts a web server on port 80. apt checks the
+# package against the signed index of the distribution, as it does when it installs.
+bench_tools() {
+  local home lock=requirements/bench.txt package
+  home=${HEARTH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hearth}/bench-gateway/$(sha256sum "$lock" | cut -c1-16)
+  mkdir -p "$home"
+  if [ ! -x "$home/nginx/usr/sbin/nginx" ]; then
+    say "nginx of this distribution, unpacked"
+    package=$(mktemp -d)
+    # In the folder of a user of its own apt cannot drop its rights, and says so; the download is the same.
+    (cd "$package" && apt-get -qq download nginx 2>/dev/null) ||
+      die "apt-get cannot download nginx. Run: sudo apt-get update"
+    dpkg-deb -x "$package"/nginx_*.deb "$home/nginx"
+    rm -rf "$package"
+  fi
+  "$home/nginx/usr/sbin/nginx" -v 2>/dev/null ||
+    die "the unpacked nginx lacks libraries: $(ldd "$home/nginx/usr/sbin/nginx" | grep 'not found' | tr -s '\n\t' ' ')"
+  if [ ! -e "$home/python/.complete" ]; then
+    say "Python packages of $lock"
+    UV_NATIVE_TLS=1 UV_PYTHON_DOWNLOADS=never "$venv/bin/uv" pip install -q --python "$venv/bin/python" --target "$home/python" \
+      --require-hashes -r "$lock"
+    touch "$home/python/.complete"
+  fi
+  printf 'nginx=%s\nlitellm_extras=%s\n' "$home/nginx/usr/sbin/nginx" "$home/python"
+}
+
 if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c '' 2>/dev/null; then
   say "virtual environment $venv ($("$python" --version))"
   rm -rf "$venv"
@@ -115,5 +142,10 @@ dev)
 litellm)
   litellm_venv
   ;;
-*) die "unknown stage $stage: runtime, dev or litellm" ;;
+bench)
+  litellm=$(litellm_venv | tail -n 1)
+  bench_tools
+  printf 'litellm=%s\n' "$litellm"
+  ;;
+*) die "unknown stage $stage: runtime, dev, litellm or bench" ;;
 esac

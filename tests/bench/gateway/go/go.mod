@@ -1,0 +1,3 @@
+module hearth.test/gatewaybench
+
+go 1.26.0
