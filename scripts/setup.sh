@@ -125,7 +125,7 @@ runtime)
   ;;
 dev)
   apt_need buildah chromium curl docker-registry git iproute2 make mmdebstrap nftables openssh-client openssl qemu-system-x86 \
-    qemu-utils shellcheck skopeo socat systemd-container zstd gcc libc6-dev runc containernetworking-plugins
+    postgresql qemu-utils shellcheck skopeo socat systemd-container zstd gcc libc6-dev runc containernetworking-plugins
   install_lock requirements/dev.txt
   if ! go version 2>/dev/null | grep -qE 'go1\.(2[6-9]|[3-9][0-9])'; then
     install_lock requirements/go.txt

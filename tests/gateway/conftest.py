@@ -7,5 +7,6 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1] / "files" / "gateway" / "src")]
 
 from gateway_support import own, second_vendor, shared, vendor  # noqa: E402
+from postgres_support import postgresql  # noqa: E402
 
-__all__ = ["own", "second_vendor", "shared", "vendor"]
+__all__ = ["own", "postgresql", "second_vendor", "shared", "vendor"]

@@ -51,6 +51,13 @@ def test_defaults_are_filled_in() -> None:
 
 
 @pytest.mark.parametrize(
+    "url", ["postgresql://hearth@db:5432/hearth", "postgresql://hearth@/hearth?host=/run/postgresql", "postgresql://hearth@db/hearth?sslmode=verify-full"]
+)
+def test_postgresql_by_host_and_by_socket(url: str) -> None:
+    assert parse_config(changed("sqlite:////var/lib/hearth/hearth.db", url)).database_url == url
+
+
+@pytest.mark.parametrize(
     ("old", "new", "expected"),
     [
         ("metrics_bind:", "metric_bind:", "server.metric_bind: unknown key; did you mean 'metrics_bind'?"),
@@ -85,12 +92,23 @@ def test_defaults_are_filled_in() -> None:
         ("bind: 127.0.0.1:8080", "bind: 127.0.0.1:99999", "server.bind: the port must be a number from 0 to 65535"),
         ("metrics_bind: 127.0.0.1:9090", "metrics_bind: 127.0.0.1:8080",
          "server.metrics_bind: must differ from server.bind"),
+        ("sqlite:////var/lib/hearth/hearth.db", "mysql://db/hearth", "database_url: must begin with sqlite:/// or postgresql://"),
         ("sqlite:////var/lib/hearth/hearth.db", "postgresql://db/hearth",
-         "database_url: only sqlite:/// is supported by this version"),
+         "database_url: must look like postgresql://user@host:5432/database"),
+        ("sqlite:////var/lib/hearth/hearth.db", "postgresql://hearth@db:port/hearth",
+         "database_url: must look like postgresql://user@host:5432/database"),
+        ("sqlite:////var/lib/hearth/hearth.db", "postgresql://hearth@/hearth",
+         "database_url: must look like postgresql://user@host:5432/database"),
+        ("sqlite:////var/lib/hearth/hearth.db", "postgresql://hearth:secret@db/hearth",
+         "database_url: must hold no password; write it to a file and name that in database_password_file"),
+        ("sqlite:////var/lib/hearth/hearth.db", "postgresql://hearth@db/hearth?ssl_mode=require",
+         "database_url: 'ssl_mode' is no option this gateway knows; did you mean 'sslmode'?"),
+        ("sqlite:////var/lib/hearth/hearth.db", "sqlite:////x.db\ndatabase_password_file: /x",
+         "database_password_file: is of no use with SQLite; remove it"),
         ("sqlite:////var/lib/hearth/hearth.db", "'sqlite://'",
          "database_url: must name a file, such as sqlite:////var/lib/hearth/hearth.db"),
         ("sqlite:////var/lib/hearth/hearth.db", "hearth.db",
-         "database_url: must look like sqlite:////var/lib/hearth/hearth.db"),
+         "database_url: must look like sqlite:////var/lib/hearth/hearth.db or postgresql://hearth@db:5432/hearth"),
         ("https://api.anthropic.com,", "https://api.anthropic.com/v1/,",
          "providers[0].base_url: must end before /v1; the gateway adds the path itself"),
         ("https://api.anthropic.com,", "api.anthropic.com,",

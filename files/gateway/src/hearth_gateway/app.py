@@ -103,7 +103,8 @@ def create_app(
     log = log or Log()
     metrics = Metrics()
     providers = {item.name: _provider(item, clock, transport) for item in config.providers}
-    engine = open_database(config.database_url)
+    password = read_secret(Path(config.database_password_file)) if config.database_password_file else None
+    engine = open_database(config.database_url, password)
     ledger = Ledger(engine, lambda problem: log.event("store-problem", problem=problem))
     lifecycle = Lifecycle(config.server.max_open_requests)
     tokens = TokenStore(

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -217,7 +217,14 @@ class Config(_Section):
     """Configuration of hearth-gateway."""
 
     server: ServerConfig = ServerConfig()
-    database_url: str = Field(default="sqlite:////var/lib/hearth/hearth.db", description="sqlite:/// and the path of the file.")
+    database_url: str = Field(
+        default="sqlite:////var/lib/hearth/hearth.db",
+        description="sqlite:/// and the path of the file, or postgresql://user@host:port/database; for a Unix socket "
+        "postgresql://user@/database?host=/run/postgresql. Several replicas need PostgreSQL.",
+    )
+    database_password_file: str | None = Field(
+        default=None, description="File that holds PostgreSQL's password and nothing else; none where the server asks for none."
+    )
     tokens: TokensConfig
     providers: list[ProviderConfig] = Field(min_length=1)
     models: dict[str, Annotated[list[TargetConfig], Field(min_length=1)]] = Field(
@@ -312,6 +319,11 @@ def check_files(config: Config) -> list[Problem]:
     problems = []
     if not Path(config.tokens.dir).is_dir():
         problems.append(Problem("tokens.dir", f"{config.tokens.dir} is not a directory; make it, with one file a token"))
+    if config.database_password_file is not None:
+        try:
+            read_secret(Path(config.database_password_file))
+        except SecretError as problem:
+            problems.append(Problem("database_password_file", f"{config.database_password_file} {problem}"))
     for index, provider in enumerate(config.providers):
         if isinstance(provider, DemoProviderConfig):
             continue
@@ -352,7 +364,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             yield Problem(f"server.{field}", f"{error}")
     if server.bind == server.metrics_bind and not server.bind.endswith(":0"):
         yield Problem("server.metrics_bind", "must differ from server.bind")
-    yield from _database_checks(config.database_url)
+    yield from _database_checks(config)
     names: list[str] = []
     for index, provider in enumerate(config.providers):
         if provider.name in names:
@@ -432,16 +444,42 @@ def _privacy_checks(privacy: PrivacyConfig) -> Iterator[Problem]:
             )
 
 
-def _database_checks(url: str) -> Iterator[Problem]:
+def _database_checks(config: Config) -> Iterator[Problem]:
     # By hand: SQLAlchemy knows better, but loading it doubles the time of `check-config`.
+    url = config.database_url
     scheme, _, path = url.partition("://")
     path = path.removeprefix("/")
     if "://" not in url:
-        yield Problem("database_url", "must look like sqlite:////var/lib/hearth/hearth.db")
+        yield Problem("database_url", "must look like sqlite:////var/lib/hearth/hearth.db or postgresql://hearth@db:5432/hearth")
+    elif scheme == "postgresql":
+        yield from _postgresql_checks(url)
     elif not scheme.startswith("sqlite"):
-        yield Problem("database_url", "only sqlite:/// is supported by this version")
+        yield Problem("database_url", "must begin with sqlite:/// or postgresql://")
     elif scheme != "sqlite" or not path or path == ":memory:":
         yield Problem("database_url", "must name a file, such as sqlite:////var/lib/hearth/hearth.db")
+    elif config.database_password_file is not None:
+        yield Problem("database_password_file", "is of no use with SQLite; remove it")
+
+
+# libpq's settings that say where the server is and how it is trusted. Others are the gateway's own business.
+_POSTGRESQL_OPTIONS = ("host", "port", "sslmode", "sslrootcert", "sslcert", "sslkey", "target_session_attrs")
+
+
+def _postgresql_checks(url: str) -> Iterator[Problem]:
+    try:
+        parts = urlsplit(url)
+        valid = parts.port != 0 and len(parts.path) > 1 and "/" not in parts.path[1:] and not parts.fragment
+    except ValueError:
+        yield Problem("database_url", "must look like postgresql://user@host:5432/database")
+        return
+    options = dict(parse_qsl(parts.query, keep_blank_values=True))
+    if parts.password is not None or "password" in options:
+        yield Problem("database_url", "must hold no password; write it to a file and name that in database_password_file")
+    if not valid or not parts.username or not (parts.hostname or options.get("host")):
+        yield Problem("database_url", "must look like postgresql://user@host:5432/database")
+    for name in options:
+        if name not in (*_POSTGRESQL_OPTIONS, "password"):
+            yield Problem("database_url", f"{name!r} is no option this gateway knows{_suggest(name, list(_POSTGRESQL_OPTIONS))}")
 
 
 def _url_checks(where: str, url: str) -> Iterator[Problem]:

@@ -1,0 +1,121 @@
+"""A real PostgreSQL server for tests: Debian's package, started as an unprivileged user on a directory of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pwd
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+USER = "hearth"
+PASSWORD = "database-password-0123456789"
+
+
+def _programs() -> Path:
+    """Where Debian keeps initdb and postgres: the newest version there is."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"), key=lambda path: int(path.parts[-3]))
+    if not found:
+        pytest.fail("PostgreSQL is missing: run `make setup`")
+    return found[-1].parent
+
+
+def _account() -> pwd.struct_passwd | None:
+    """PostgreSQL refuses to run as root; None if this is not root."""
+    return pwd.getpwnam("postgres") if os.geteuid() == 0 else None
+
+
+class Server:
+    """One server; ``database()`` makes a new, empty database in it."""
+
+    def __init__(self) -> None:
+        self._bin = _programs()
+        account = _account()
+        self._as: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
+        # Not below pytest's directory, which only its own user may enter; and a socket's path must be short.
+        self.directory = Path(tempfile.mkdtemp(prefix="hearth-pg-"))
+        password_file = self.directory / "password"
+        password_file.write_text(PASSWORD)
+        if account:
+            os.chown(self.directory, account.pw_uid, account.pw_gid)
+            os.chown(password_file, account.pw_uid, account.pw_gid)
+        data = self.directory / "data"
+        how = ("-U", USER, "-A", "scram-sha-256", f"--pwfile={password_file}", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
+        self._run("initdb", "-D", str(data), *how)
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            self.port: int = free.getsockname()[1]
+        self.process = self._start(data)
+        self._names = itertools.count(1)
+
+    def _run(self, program: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(self._bin / program), *arguments], cwd=self.directory, capture_output=True, text=True, check=False, **self._as
+        )
+        assert done.returncode == 0, f"{program}: {done.stderr}"
+
+    def _start(self, data: Path) -> subprocess.Popen[bytes]:
+        # No fsync: these tests kill gateways, not the power.
+        options = {
+            "listen_addresses": "127.0.0.1",
+            "port": str(self.port),
+            "unix_socket_directories": str(self.directory),
+            "fsync": "off",
+            "max_connections": "60",
+            "shared_buffers": "16MB",
+        }
+        settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
+        log = (self.directory / "log").open("wb")
+        command = [str(self._bin / "postgres"), "-D", str(data), *settings]
+        process = subprocess.Popen(command, stderr=log, stdout=log, cwd=self.directory, **self._as)
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                self._connect("postgres").close()
+            except psycopg.OperationalError:
+                assert process.poll() is None and time.monotonic() < deadline, (self.directory / "log").read_text()
+                time.sleep(0.05)
+            else:
+                return process
+
+    def _connect(self, database: str) -> psycopg.Connection[Any]:
+        return psycopg.connect(host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=database, autocommit=True)
+
+    def database(self) -> Database:
+        name = f"hearth_{next(self._names)}"
+        with self._connect("postgres") as connection:
+            connection.execute(f"CREATE DATABASE {name}")  # our own name, no input
+        return Database(self, name)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait(30)
+        shutil.rmtree(self.directory)
+
+
+class Database:
+    """One empty database. ``url`` is over TCP, ``socket_url`` over the Unix socket; both need ``PASSWORD``."""
+
+    def __init__(self, server: Server, name: str) -> None:
+        self.server, self.name = server, name
+        self.url = f"postgresql://{USER}@127.0.0.1:{server.port}/{name}"
+        self.socket_url = f"postgresql://{USER}@/{name}?host={server.directory}&port={server.port}"
+
+    def connect(self) -> psycopg.Connection[Any]:
+        """A connection of the test's own, each statement its own transaction."""
+        return self.server._connect(self.name)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.stop()
