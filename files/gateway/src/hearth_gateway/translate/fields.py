@@ -9,8 +9,10 @@ import base64
 import binascii
 from typing import Any, TypeVar
 
+import orjson
+
 from hearth_gateway.errors import InvalidRequestError
-from hearth_gateway.translate.model import ChatRequest, ToolResult
+from hearth_gateway.translate.model import ChatRequest, TextPart, ToolResult
 
 _T = TypeVar("_T")
 
@@ -68,6 +70,26 @@ def part_list(content: Any, param: str) -> list[dict[str, Any]]:
     if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
         raise InvalidRequestError("`content` must be a string or an array of parts.", param)
     return content
+
+
+def arguments_object(text: str) -> dict[str, Any]:
+    """The JSON arguments of a tool call. A model may have produced broken JSON: that must not end the conversation."""
+    if not text.strip():
+        return {}
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {"invalid_json": text}
+    return parsed if isinstance(parsed, dict) else {"value": parsed}
+
+
+def system_in_place(parts: tuple[TextPart, ...]) -> tuple[TextPart, ...]:
+    """A system message after the first turn, as part of the user's turn at the same place.
+
+    Moving it to the front would rewrite the beginning of the prompt: the vendor's cache misses and
+    the whole conversation is billed again.
+    """
+    return tuple(TextPart(f"<system-message>\n{part.text}\n</system-message>", part.cache_control) for part in parts)
 
 
 def cache_control(part: dict[str, Any], param: str) -> dict[str, Any] | None:

@@ -114,7 +114,7 @@ class ThinkingConfig:
     ``budget_tokens`` only with mode ``enabled``.
     """
 
-    mode: Literal["enabled", "adaptive", "disabled"]
+    mode: Literal["enabled", "adaptive", "disabled", "between_tools"]
     budget_tokens: int | None = None
     display: Literal["summarized", "omitted"] | None = None
 

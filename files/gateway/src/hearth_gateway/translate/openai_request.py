@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import orjson
-
 from hearth_gateway.errors import InvalidRequestError
 from hearth_gateway.translate.fields import (
+    arguments_object,
     cache_control,
     check_cache_breakpoints,
     identifier,
@@ -22,6 +21,7 @@ from hearth_gateway.translate.fields import (
     part_list,
     positive,
     string,
+    system_in_place,
 )
 from hearth_gateway.translate.model import (
     ChatRequest,
@@ -194,10 +194,7 @@ def _messages(value: Any) -> tuple[tuple[TextPart, ...], tuple[Turn, ...]]:
             if leading:
                 system.extend(parts)
             else:
-                # It stays where it is. Moving it to the front would rewrite the beginning of the
-                # prompt: the vendor's cache misses and the whole conversation is billed again.
-                wrapped = tuple(TextPart(f"<system-message>\n{part.text}\n</system-message>", part.cache_control) for part in parts)
-                turns.append(Turn("user", wrapped, param))
+                turns.append(Turn("user", system_in_place(parts), param))
             continue
         leading = False
         if role == "user":
@@ -308,15 +305,7 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
 
 
 def _arguments(value: Any, param: str) -> dict[str, Any]:
-    """A model may have produced broken JSON in an earlier turn. That must not end the conversation."""
-    text = "" if value is None else string(value, param)
-    if not text.strip():
-        return {}
-    try:
-        parsed = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return {"invalid_json": text}
-    return parsed if isinstance(parsed, dict) else {"value": parsed}
+    return {} if value is None else arguments_object(string(value, param))
 
 
 def _tool_result(message: dict[str, Any], param: str) -> ToolResult:
