@@ -1,17 +1,27 @@
-"""Who is asking: the tokens of programs, as files in one directory.
+"""Who is asking: the tokens of programs and of the sign-in proxy, as files in one directory.
 
 A file's name is the token's name, its content the token. The process keeps SHA-256 digests only, so
 a memory dump or a debugger shows no usable credential.
+
+There are two doors. A program presents its token as ``Authorization: Bearer`` or ``x-api-key``; one
+that may speak for people names them with ``x-hearth-end-user``. A person comes through the sign-in
+proxy, which makes *one* credential that a client cannot: ``Authorization: Basic
+base64(e-mail:proxy-token)``. One header and not two, because a server folds ``X_Forwarded_Email`` onto
+``X-Forwarded-Email``, and a header that a client can spell in a second way is no identity.
+``Authorization`` has no dash to play with.
 """
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import re
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+import unicodedata
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hearth_gateway.clock import Clock
@@ -21,7 +31,11 @@ from hearth_gateway.secrets import SecretError, read_secret
 MIN_TOKEN_LENGTH = 16
 # A removed token must be refused within 5 s, so the directory is looked at more often than that.
 RELOAD_AFTER_S = 2.0
+MAX_EMAIL_BYTES = 254
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
+# Valid in an address only between quotes, which nobody uses; a comma also joins two headers into one
+# value, and a colon ends the name in a Basic credential.
+_NOT_IN_EMAIL = frozenset(',";:<>()[]\\')
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,80 +43,163 @@ class Caller:
     """Who asks. ``name`` is the name of the token that was presented.
 
     ``person`` is the normalised e-mail of the person spoken for, None for a program that asks for
-    itself. ``browser`` is true when the sign-in proxy vouches for the person.
+    itself. ``browser`` is true when the sign-in proxy vouches for the person. ``since`` is when the
+    credential was looked at, in Unix seconds.
     """
 
     name: str
     person: str | None = None
     browser: bool = False
+    since: float = field(default=0.0, compare=False)
+
+
+def normalise_email(address: str) -> str:
+    """The one spelling of an address. Raises ``ValueError`` with the end of a sentence, without the address."""
+    # Twice: the lower case of a composed letter may be a decomposed one.
+    address = unicodedata.normalize("NFC", unicodedata.normalize("NFC", address).lower())
+    if any(unicodedata.category(char)[0] in "CZ" for char in address):
+        raise ValueError("holds spaces or control characters")
+    if not _NOT_IN_EMAIL.isdisjoint(address):
+        raise ValueError("holds commas, quotes or brackets")
+    local, _, domain = address.partition("@")
+    if not local or not domain or "@" in domain:
+        raise ValueError("must be one address such as ann@example.org")
+    if len(address.encode()) > MAX_EMAIL_BYTES:
+        raise ValueError(f"is longer than {MAX_EMAIL_BYTES} bytes")
+    return address
 
 
 class TokenStore:
     """The valid tokens of ``directory``, re-read when a file in it changes.
 
+    ``proxy`` and ``end_users`` are the names of the tokens with those roles (``config.TokensConfig``).
     ``on_problem`` is told, as (token name, sentence), about each file that is not a usable token;
     that file counts as no token, the others keep working.
     """
 
-    def __init__(self, directory: Path, clock: Clock, on_problem: Callable[[str, str], None]) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        clock: Clock,
+        on_problem: Callable[[str, str], None],
+        *,
+        proxy: Collection[str] = (),
+        end_users: Collection[str] = (),
+    ) -> None:
         self._directory = directory
         self._clock = clock
         self._on_problem = on_problem
+        self._proxy = frozenset(proxy)
+        self._end_users = frozenset(end_users)
         self._lock = threading.Lock()
         self._seen: object = None
         self._digests: tuple[tuple[str, bytes], ...] = ()
+        self._names: frozenset[str] = frozenset()
         self._next_look = 0.0
-        self._look()
+        self.refresh()
 
     def __len__(self) -> int:
         return len(self._digests)
 
-    def identify(self, authorization: str, api_key: str) -> Caller:
-        """The caller behind the two credential headers ("" = absent). Raises ``GatewayError``."""
-        if authorization and api_key:
-            raise GatewayError(
-                Kind.AMBIGUOUS_CREDENTIALS,
-                "Send one credential: either `Authorization: Bearer` or `x-api-key`, not both.",
-            )
-        token = api_key
-        if authorization:
-            scheme, _, token = authorization.partition(" ")
-            if scheme.lower() != "bearer":
-                token = ""
-        if self._clock.monotonic() >= self._next_look:
-            self._look()
-        presented = hashlib.sha256(token.strip().encode("utf-8", "surrogateescape")).digest()
-        found = ""
-        # No early exit: the time taken must not tell which token was nearly right.
-        for name, digest in self._digests:
-            if hmac.compare_digest(presented, digest):
-                found = name
-        if not found:
-            raise GatewayError(
-                Kind.UNAUTHENTICATED,
-                "No valid token. Send it as `Authorization: Bearer <token>` or `x-api-key: <token>`.",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        return Caller(found)
+    def identify(self, authorization: str | None, api_key: str | None = None, end_user: str | None = None) -> Caller:
+        """The caller behind the values of ``Authorization``, ``x-api-key`` and ``x-hearth-end-user``.
 
-    def _look(self) -> None:
+        None means that the header is absent; an empty one is there. Raises ``GatewayError``.
+        """
+        if authorization is not None and api_key is not None:
+            raise _ambiguous()
+        value = (authorization if authorization is not None else api_key) or ""
+        if "," in value:
+            # A server joins headers of one name with commas, so this is how two credentials look.
+            raise _ambiguous()
+        if self._clock.monotonic() >= self._next_look:
+            self.refresh()
+        if authorization is None:
+            return self._program(value.strip(), end_user)
+        scheme, _, rest = value.partition(" ")
+        if scheme.lower() == "basic":
+            return self._person(rest.strip(), end_user)
+        return self._program(rest.strip() if scheme.lower() == "bearer" else "", end_user)
+
+    def check(self, caller: Caller) -> None:
+        """Raises ``GatewayError`` when the token behind an answer that is being written was taken away.
+
+        A token that got a new value under its name is a rotation: answers begun with the old value run
+        to their end. The same holds for people as long as any token of the sign-in proxy is valid.
+        """
+        names = self._proxy if caller.browser else (caller.name,)
+        if self._names.isdisjoint(names):
+            raise GatewayError(Kind.UNAUTHENTICATED, "The token of this request was revoked.")
+
+    def refresh(self) -> None:
+        """Look at the directory now, and read it if it changed."""
         with self._lock:
             self._next_look = self._clock.monotonic() + RELOAD_AFTER_S
             seen = self._signature()
             if seen == self._seen:
                 return
             self._seen = seen
-            digests = []
-            for path in self._files():
-                try:
-                    token = read_secret(path)
-                    if len(token) < MIN_TOKEN_LENGTH:
-                        raise SecretError(f"is shorter than {MIN_TOKEN_LENGTH} characters")
-                except SecretError as problem:
-                    self._on_problem(path.name, str(problem))
-                    continue
-                digests.append((path.name, hashlib.sha256(token.encode()).digest()))
-            self._digests = tuple(digests)
+            self._digests = tuple(self._read())
+            self._names = frozenset(name for name, _ in self._digests)
+
+    # --- internals
+
+    def _program(self, token: str, end_user: str | None) -> Caller:
+        # The proxy's token speaks for people only, so alone it is nobody's.
+        names = [name for name in self._matching(token) if name not in self._proxy]
+        if not names:
+            raise _refused()
+        if end_user is None:
+            return Caller(names[0], since=self._clock.time())
+        if names[0] not in self._end_users:
+            raise GatewayError(
+                Kind.END_USER_REFUSED,
+                "This token may not name a person: leave out the header x-hearth-end-user, or ask the operator.",
+            )
+        try:
+            person = normalise_email(end_user)
+        except ValueError as problem:
+            raise GatewayError(Kind.END_USER_REFUSED, f"The address in x-hearth-end-user {problem}.") from None
+        return Caller(names[0], person, since=self._clock.time())
+
+    def _person(self, coded: str, end_user: str | None) -> Caller:
+        try:
+            address, colon, token = base64.b64decode(coded, validate=True).decode("utf-8").partition(":")
+        except (binascii.Error, ValueError):
+            raise _refused() from None
+        # A program that may name people can do it in this form too. The header x-hearth-end-user has
+        # dashes: behind a server that folds underscores onto them it is only as good as its sender.
+        names = [name for name in self._matching(token) if name in self._proxy or name in self._end_users]
+        if not colon or not names:
+            raise _refused()
+        if end_user is not None:
+            raise GatewayError(Kind.END_USER_REFUSED, "The credential names the person; leave out the header x-hearth-end-user.")
+        try:
+            person = normalise_email(address)
+        except ValueError:
+            raise _refused() from None
+        return Caller(names[0], person, browser=names[0] in self._proxy, since=self._clock.time())
+
+    def _matching(self, token: str) -> list[str]:
+        """Names of the tokens with this value."""
+        presented = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+        # No early exit: the time taken must not tell which token was nearly right.
+        return [name for name, digest in self._digests if hmac.compare_digest(presented, digest)]
+
+    def _read(self) -> list[tuple[str, bytes]]:
+        digests = []
+        for path in self._files():
+            try:
+                token = read_secret(path)
+                if len(token) < MIN_TOKEN_LENGTH:
+                    raise SecretError(f"is shorter than {MIN_TOKEN_LENGTH} characters")
+                if "," in token:
+                    raise SecretError("holds a comma, which separates two credentials in a header")
+            except SecretError as problem:
+                self._on_problem(path.name, str(problem))
+                continue
+            digests.append((path.name, hashlib.sha256(token.encode()).digest()))
+        return digests
 
     def _files(self) -> list[Path]:
         """Kubernetes mounts a Secret with helper entries whose names start with dots."""
@@ -120,3 +217,19 @@ class TokenStore:
                 continue  # removed between listing and looking
             signature.append((path.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
         return signature
+
+
+def _ambiguous() -> GatewayError:
+    return GatewayError(
+        Kind.AMBIGUOUS_CREDENTIALS,
+        "Send one credential: either `Authorization: Bearer` or `x-api-key`, once.",
+    )
+
+
+def _refused() -> GatewayError:
+    return GatewayError(
+        Kind.UNAUTHENTICATED,
+        "No valid token. Send it as `Authorization: Bearer <token>` or `x-api-key: <token>`.",
+        # Never Basic: a browser would ask the person for a password that does not exist.
+        headers={"WWW-Authenticate": "Bearer"},
+    )

@@ -1,0 +1,135 @@
+"""People and the few values that a house keeps for itself, in the tables of migration 3."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+from pydantic import ValidationError
+
+from hearth_gateway.config import LimitsConfig
+from hearth_gateway.core.people import PeopleUnavailableError, Person
+from hearth_gateway.store.database import reason
+from hearth_gateway.store.tables import people, people_version, settings
+
+_ACTIVE, _DISABLED = "active", "disabled"
+_PSEUDONYM_KEY = "pseudonym_key"
+
+
+class SqlPeople:
+    """The ``PeopleStore`` of a database. Every method raises ``PeopleUnavailableError``."""
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def version(self) -> int:
+        with self._reported():
+            # A plain cursor: a transaction of the engine takes SQLite's write lock, once a second for nothing.
+            connection = self._engine.raw_connection()
+            try:
+                cursor = connection.cursor()
+                cursor.execute("SELECT version FROM people_version")
+                row = cursor.fetchone()
+                cursor.close()
+            finally:
+                connection.close()
+        return int(row[0]) if row else 0
+
+    def load(self) -> tuple[int, list[Person]]:
+        with self._reported(), self._engine.begin() as connection:
+            version = connection.execute(sa.select(people_version.c.version)).scalar_one()
+            rows = connection.execute(sa.select(people).order_by(people.c.email)).mappings().all()
+        return version, [_person(row) for row in rows]
+
+    def create(self, email: str, first_seen: float) -> Person:
+        with self._reported(), self._engine.begin() as connection:
+            # Another process may add the same person at the same moment; both databases know this clause.
+            statement = sa.text(
+                "INSERT INTO people (email, state, first_seen_ms) VALUES (:email, :state, :first_seen_ms) ON CONFLICT DO NOTHING"
+            )
+            values = {"email": email, "state": _ACTIVE, "first_seen_ms": int(first_seen * 1000)}
+            if connection.execute(statement, values).rowcount > 0:
+                _count(connection)
+            return _person(connection.execute(sa.select(people).where(people.c.email == email)).mappings().one())
+
+    def get(self, email: str) -> Person | None:
+        with self._reported(), self._engine.begin() as connection:
+            return _get(connection, email)
+
+    def put(self, person: Person) -> None:
+        """Add the person, or replace what is known of them."""
+        with self._reported(), self._engine.begin() as connection:
+            _put(connection, person)
+
+    def remove(self, email: str) -> bool:
+        """False if there was no such person."""
+        with self._reported(), self._engine.begin() as connection:
+            removed = connection.execute(sa.delete(people).where(people.c.email == email)).rowcount > 0
+            if removed:
+                _count(connection)
+            return removed
+
+    def pseudonym_key(self) -> bytes:
+        """The key of this house: made at the first call, and the same ever after."""
+        with self._reported(), self._engine.begin() as connection:
+            query = sa.select(settings.c.value).where(settings.c.name == _PSEUDONYM_KEY)
+            value = connection.execute(query).scalar()
+            if value is None:
+                value = secrets.token_hex(32)
+                connection.execute(sa.insert(settings).values(name=_PSEUDONYM_KEY, value=value))
+            return str(value).encode()
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except sa.exc.SQLAlchemyError as error:
+            words = reason(error)
+        except self._engine.dialect.loaded_dbapi.Error as error:  # from the plain cursor
+            words = type(error).__name__
+        else:
+            return
+        raise PeopleUnavailableError(f"the table of people cannot be used: {words}") from None
+
+
+def _get(connection: sa.Connection, email: str) -> Person | None:
+    row = connection.execute(sa.select(people).where(people.c.email == email)).mappings().first()
+    return _person(row) if row is not None else None
+
+
+def _put(connection: sa.Connection, person: Person) -> None:
+    values = {
+        "state": _ACTIVE if person.active else _DISABLED,
+        "alias": person.alias,
+        "limits": None if person.limits is None else person.limits.model_dump_json(exclude_none=True),
+        "not_before_ms": None if person.not_before is None else int(person.not_before * 1000),
+        "first_seen_ms": int(person.first_seen * 1000),
+    }
+    changed = connection.execute(sa.update(people).where(people.c.email == person.email).values(**values))
+    if changed.rowcount == 0:
+        connection.execute(sa.insert(people).values(email=person.email, **values))
+    _count(connection)
+
+
+def _count(connection: sa.Connection) -> None:
+    connection.execute(sa.update(people_version).values(version=people_version.c.version + 1))
+
+
+def _person(row: Any) -> Person:
+    active = row["state"] == _ACTIVE  # anything but the word itself keeps the person out
+    try:
+        limits = None if row["limits"] is None else LimitsConfig.model_validate_json(row["limits"])
+    except ValidationError:
+        # Written by a newer version or by hand. Nobody may spend without the ceiling somebody gave them.
+        limits, active = None, False
+    return Person(
+        email=row["email"],
+        first_seen=row["first_seen_ms"] / 1000,
+        active=active,
+        alias=row["alias"],
+        limits=limits,
+        not_before=None if row["not_before_ms"] is None else row["not_before_ms"] / 1000,
+    )
