@@ -118,6 +118,8 @@ class Gateway:
                 "demo": [{"provider": "demo", "model": "demo"}],
                 **{f"x-{name}": [{"provider": "anthropic", "model": f"mock+{name}", "max_output_tokens": 1000}] for name in SCENARIOS},
             },
+            # Many tests let the same vendor fail on purpose: a breaker must not stay open into the next one.
+            "breaker": {"failures": 100, "open_s": 0.01, "max_open_s": 0.01},
             "timeouts": {"connect_s": 2, "first_token_s": 5, "idle_s": 1.5, "total_s": 30},
         }
         if second_url is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from hearth_gateway.core.metering import Admission, Leg
 from hearth_gateway.errors import GatewayError
@@ -56,14 +56,17 @@ Step = Event | GatewayError | float | Callable[[Call], float]
 
 
 class FakeProvider:
-    """Plays a script: events are yielded, errors raised, numbers are seconds that pass before."""
+    """Plays a script: events are yielded, errors raised, numbers are seconds that pass before.
+
+    ``scripts`` may be set to several; each call plays the next one, and the last one again and again.
+    """
 
     is_demo = False
 
     def __init__(self, name: str, clock: FakeClock, *script: Step) -> None:
         self.name = name
         self.clock = clock
-        self.script = script
+        self.scripts: Sequence[Sequence[Step]] = [script]
         self.calls = 0
         self.closed = 0
 
@@ -72,8 +75,10 @@ class FakeProvider:
 
     def stream(self, call: Call) -> Iterator[Event]:
         self.calls += 1
+        script = self.scripts[0]
+        self.scripts = self.scripts[1:] or self.scripts
         try:
-            for step in self.script:
+            for step in script:
                 if isinstance(step, float):
                     self.clock.sleep(step)
                 elif isinstance(step, GatewayError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from gateway_fakes import FakeClock, FakeMeter, FakeProvider, Step
 
+from hearth_gateway.core.breaker import Breakers, Rules
 from hearth_gateway.core.conversation import ChatService, Exchange, Limits, Target
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Lifecycle
@@ -13,6 +14,7 @@ from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate.events import ALIVE, IDLE, End, Event, Text, Usage
 from hearth_gateway.translate.model import ChatRequest, TextPart, Turn
 
+RULES = Rules(failures=3, window_s=60, open_s=10, max_open_s=300, probe_s=35)
 LIMITS = Limits(connect_s=5, first_token_s=30, idle_s=60, total_s=100, heartbeat_s=0.5)
 HELLO: list[Step] = [Usage(input=3), Text("Hel"), Text("lo"), Usage(input=3, output=2), End("stop")]
 
@@ -26,7 +28,19 @@ class World:
         self.lifecycle = Lifecycle(max_open)
         self.providers = [FakeProvider(f"p{n}", self.clock, *script) for n, script in enumerate(scripts, 1)]
         targets = [Target(provider, f"m-{provider.name}", 100) for provider in self.providers]
-        self.service = ChatService({"sonnet": targets}, LIMITS, self.clock, self.meter, self.lifecycle)
+        self.breakers = Breakers(RULES, self.clock, [target.pair for target in targets])
+        self.failovers: list[tuple[str, str]] = []
+        self.service = ChatService(
+            {"sonnet": targets},
+            LIMITS,
+            self.clock,
+            self.meter,
+            self.lifecycle,
+            self.breakers,
+            pseudonym=lambda caller: f"pseudonym-of-{caller.name}",
+            on_failover=lambda provider, reason: self.failovers.append((provider, reason)),
+            jitter_s=lambda: 0.1,
+        )
 
     def start(self, alias: str = "sonnet") -> Exchange:
         request = ChatRequest(alias, (), (Turn("user", (TextPart("my private words here"),), "messages[0]"),))
@@ -65,9 +79,10 @@ def test_before_the_first_content_the_next_provider_takes_over(kind: Kind) -> No
     events, error = world.run()
     assert error is None
     assert [event for event in events if isinstance(event, Text)] == [Text("Hel"), Text("lo")]
+    tries = 2 if kind is Kind.UPSTREAM_ERROR else 1
     assert [(leg.leg, leg.provider, leg.outcome) for leg in world.meter.legs] == [
-        (1, "p1", kind.value),
-        (2, "p2", "ok"),
+        *((number, "p1", kind.value) for number in range(1, tries + 1)),
+        (tries + 1, "p2", "ok"),
     ]
     assert world.meter.legs[0].usage == Usage(input=9), "what the failed attempt cost is not lost"
 
@@ -156,7 +171,7 @@ def test_waiting_for_content_keeps_what_came_before_it() -> None:
 
 
 def test_waiting_for_content_gives_up_and_goes_on() -> None:
-    world = World([*idle(5), fault(Kind.UPSTREAM_ERROR)], [*idle(1), Text("a"), End("stop")])
+    world = World([*idle(5), fault(Kind.UPSTREAM_UNREACHABLE)], [*idle(1), Text("a"), End("stop")])
     exchange = world.start()
     assert not exchange.wait_for_content(2)
     events = [event for event in exchange if event is not IDLE]
@@ -226,6 +241,206 @@ def test_a_shutdown_that_cannot_wait_is_visible() -> None:
     assert caught.value.kind is Kind.SHUTTING_DOWN
     exchange.close()
     assert world.lifecycle.wait_until_cut(0)
+
+
+# --- failover and the breaker -------------------------------------------------------------------
+
+
+def outcomes(world: World) -> list[tuple[int, str, str]]:
+    return [(leg.leg, leg.provider, leg.outcome) for leg in world.meter.legs]
+
+
+def test_a_hiccup_is_asked_again_once_at_the_same_provider() -> None:
+    world = World([fault(Kind.UPSTREAM_ERROR)], HELLO)
+    world.providers[0].scripts = [[fault(Kind.UPSTREAM_ERROR)], HELLO]
+    exchange = world.start()
+    assert list(exchange) == HELLO
+    exchange.close()
+    assert outcomes(world) == [(1, "p1", "upstream_error"), (2, "p1", "ok")]
+    assert (exchange.target.provider.name, exchange.attempts) == ("p1", 2)
+    assert exchange.failed_over == [("p1", "upstream_error")] and world.failovers == []
+    assert world.meter.legs[1].started_at - world.meter.legs[0].started_at == pytest.approx(0.1), "the jitter"
+    assert world.breakers.snapshot()[0].failures == 0, "what the retry mended is no fault"
+
+
+@pytest.mark.parametrize("kind", [kind for kind in Kind if kind.spec.fails_over and kind is not Kind.UPSTREAM_ERROR])
+def test_no_other_fault_is_asked_again(kind: Kind) -> None:
+    world = World([fault(kind)], HELLO)
+    world.run()
+    assert [provider.calls for provider in world.providers] == [1, 1]
+    assert world.failovers == [("p1", kind.value)]
+
+
+def test_a_retry_shares_the_time_of_what_it_repeats() -> None:
+    world = World([], HELLO)
+    world.providers[0].scripts = [[10.0, fault(Kind.UPSTREAM_ERROR)], [*idle(60)]]
+    started = world.clock.now
+    world.run()
+    assert outcomes(world) == [(1, "p1", "upstream_error"), (2, "p1", "upstream_timeout"), (3, "p2", "ok")]
+    assert world.clock.now - started == pytest.approx(30, abs=1), "one limit, not two"
+
+
+def test_no_retry_when_its_time_is_half_gone() -> None:
+    world = World([15.0, fault(Kind.UPSTREAM_ERROR)], HELLO)
+    world.run()
+    assert [provider.calls for provider in world.providers] == [1, 1]
+
+
+def test_an_open_breaker_spares_the_provider_and_the_caller() -> None:
+    world = World([fault(Kind.UPSTREAM_UNREACHABLE)], HELLO)
+    for _ in range(3):
+        world.run()
+    assert world.providers[0].calls == 3
+    exchange = world.start()
+    assert list(exchange) == HELLO
+    exchange.close()
+    assert world.providers[0].calls == 3 and exchange.attempts == 1
+    assert exchange.failed_over == [("p1", "breaker_open")]
+    assert world.failovers == [*[("p1", "upstream_unreachable")] * 3, ("p1", "breaker_open")]
+
+
+def test_all_open() -> None:
+    world = World([fault(Kind.UPSTREAM_OVERLOADED)], [rate_limited(4)])
+    _, error = world.run()
+    assert error is not None and error.kind is Kind.UPSTREAM_RATE_LIMITED
+    world.clock.sleep(1.5)
+    _, error = world.run()
+    assert error is not None and (error.kind, error.retry_after_s) == (Kind.PROVIDERS_UNAVAILABLE, 3)
+    assert [provider.calls for provider in world.providers] == [1, 1] and len(world.meter.legs) == 2
+
+
+def rate_limited(retry_after_s: int | None) -> GatewayError:
+    return GatewayError(Kind.UPSTREAM_RATE_LIMITED, "A limit.", retry_after_s=retry_after_s)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (7, 20, 7),  # the first provider is back earlier
+        (20, 7, 7),
+        (None, 3000, 10),
+        (3000, None, 10),
+        (3000, 2000, 300),  # the first is probed again then
+        (None, None, 10),
+    ],
+)
+def test_retry_after_is_when_the_first_provider_is_back(first: int | None, second: int | None, expected: int) -> None:
+    _, error = World([rate_limited(first)], [rate_limited(second)]).run()
+    assert error is not None and error.retry_after_s == expected
+
+
+def test_retry_after_of_a_single_provider_is_its_own() -> None:
+    _, error = World([rate_limited(2000)]).run()
+    assert error is not None and error.retry_after_s == 2000
+
+
+def test_recovery_has_one_probe_and_its_first_word_lets_the_others_in() -> None:
+    world = World([fault(Kind.UPSTREAM_OVERLOADED)], HELLO)
+    world.run()
+    world.providers[0].scripts = [HELLO]
+    world.clock.sleep(10)
+    probe, other = world.start(), world.start()
+    assert next(probe) == Usage(input=3)
+    assert next(other) == Usage(input=3) and other.target.provider.name == "p2"
+    assert next(probe) == Text("Hel")
+    third = world.start()
+    next(third)
+    assert (probe.target.provider.name, third.target.provider.name) == ("p1", "p1")
+    for exchange in (probe, other, third):
+        exchange.close()
+
+
+def test_a_probe_whose_client_leaves_hands_over() -> None:
+    world = World([fault(Kind.UPSTREAM_OVERLOADED)], HELLO)
+    world.run()
+    world.providers[0].scripts = [HELLO]
+    world.clock.sleep(10)
+    probe = world.start()
+    next(probe)
+    probe.close()
+    after = world.start()
+    next(after)
+    assert after.target.provider.name == "p1"
+    after.close()
+
+
+def test_a_probe_is_one_request_also_for_a_hiccup() -> None:
+    world = World([fault(Kind.UPSTREAM_OVERLOADED)], HELLO)
+    world.run()
+    world.providers[0].scripts = [[fault(Kind.UPSTREAM_ERROR)]]
+    world.clock.sleep(10)
+    world.run()
+    assert world.providers[0].calls == 2
+
+
+def test_faults_in_the_middle_of_answers_count_too() -> None:
+    world = World([Text("Hel"), fault(Kind.UPSTREAM_INTERRUPTED)])
+    for _ in range(3):
+        world.run()
+    _, error = world.run()
+    assert error is not None and error.kind is Kind.PROVIDERS_UNAVAILABLE
+
+
+@pytest.mark.parametrize("kind", [Kind.UPSTREAM_INVALID_REQUEST, Kind.UPSTREAM_TOO_LARGE, Kind.UPSTREAM_MODEL_UNAVAILABLE])
+def test_what_says_nothing_about_the_next_request_never_opens_a_breaker(kind: Kind) -> None:
+    world = World([fault(kind)], HELLO)
+    for _ in range(20):
+        world.run()
+    assert world.providers[0].calls == 20
+
+
+def test_a_provider_that_only_ran_out_of_our_time_is_not_blamed() -> None:
+    slow: list[Step] = [piece for _ in range(100) for piece in (2.0, Text("x"))]
+    world = World(slow)
+    for _ in range(5):
+        _, error = world.run()
+        assert error is not None and error.kind is Kind.DEADLINE_EXCEEDED
+
+
+def test_the_total_limit_bounds_the_failover_too() -> None:
+    world = World([100.0, fault(Kind.UPSTREAM_UNREACHABLE)], HELLO)
+    _, error = world.run()
+    assert error is not None and error.kind is Kind.UPSTREAM_UNREACHABLE
+    assert world.providers[1].calls == 0
+
+
+@pytest.mark.parametrize("open_first", [False, True])
+def test_a_caller_may_want_no_fallback(open_first: bool) -> None:
+    world = World([fault(Kind.UPSTREAM_OVERLOADED)], HELLO)
+    if open_first:
+        world.run()
+    calls = [provider.calls for provider in world.providers]
+    exchange = world.start()
+    exchange.fallback = False
+    with pytest.raises(GatewayError) as caught:
+        next(exchange)
+    exchange.close()
+    assert caught.value.kind is (Kind.PROVIDERS_UNAVAILABLE if open_first else Kind.UPSTREAM_OVERLOADED)
+    assert caught.value.retry_after_s == 10
+    assert [provider.calls for provider in world.providers] == [calls[0] + (not open_first), calls[1]]
+
+
+def test_a_client_that_left_during_silence_stops_it_all() -> None:
+    world = World([Usage(input=3), *idle(20)], HELLO)
+    exchange = world.start()
+    exchange.listening = lambda: world.clock.now < 1002
+    with pytest.raises(GatewayError) as caught:
+        list(exchange)
+    exchange.close()
+    assert caught.value.kind is Kind.CLIENT_LEFT
+    assert outcomes(world) == [(1, "p1", "cancelled")] and world.meter.legs[0].usage == Usage(input=3)
+    assert world.clock.now == pytest.approx(1002, abs=0.6) and world.breakers.snapshot()[0].failures == 0
+
+
+def test_vendors_see_a_pseudonym() -> None:
+    seen: list[object] = []
+
+    def look(call: object) -> float:
+        seen.append(call.user)  # type: ignore[attr-defined]
+        return 0.0
+
+    World([look, End("stop")]).run()
+    assert seen == ["pseudonym-of-ann"]
 
 
 def test_vendor_words_pass_the_redaction_point() -> None:

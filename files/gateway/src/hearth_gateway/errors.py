@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 
 class Owner(Enum):
@@ -31,6 +32,7 @@ class KindSpec:
 
 
 _INVALID = "invalid_request_error"
+_FORBIDDEN = "permission_error"
 
 
 class Kind(Enum):
@@ -44,10 +46,20 @@ class Kind(Enum):
     MODEL_NOT_FOUND = "model_not_found"
     UNAUTHENTICATED = "unauthenticated"
     AMBIGUOUS_CREDENTIALS = "ambiguous_credentials"
+    END_USER_REFUSED = "end_user_refused"
+    PERSON_REFUSED = "person_refused"
+    NOT_FOR_PEOPLE = "not_for_people"
+    CROSS_ORIGIN = "cross_origin"
+    QUOTA_EXCEEDED = "quota_exceeded"
+    UNPRICED_MODEL = "unpriced_model"
     GATEWAY_BUSY = "gateway_busy"
     SHUTTING_DOWN = "shutting_down"
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     INTERNAL = "internal"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    # The value is the outcome of every answer that nobody waited for.
+    CLIENT_LEFT = "cancelled"
+    PROVIDERS_UNAVAILABLE = "providers_unavailable"
     UPSTREAM_INVALID_REQUEST = "upstream_invalid_request"
     UPSTREAM_TOO_LARGE = "upstream_too_large"
     UPSTREAM_AUTH = "upstream_auth"
@@ -74,10 +86,21 @@ _SPECS: dict[Kind, KindSpec] = {
     Kind.MODEL_NOT_FOUND: KindSpec(Owner.CALLER, 404, _INVALID, "model_not_found"),
     Kind.UNAUTHENTICATED: KindSpec(Owner.CALLER, 401, "authentication_error", "invalid_api_key"),
     Kind.AMBIGUOUS_CREDENTIALS: KindSpec(Owner.CALLER, 400, _INVALID, "ambiguous_credentials"),
+    Kind.END_USER_REFUSED: KindSpec(Owner.CALLER, 400, _INVALID, "end_user_refused"),
+    Kind.PERSON_REFUSED: KindSpec(Owner.POLICY, 403, _FORBIDDEN, "person_refused"),
+    Kind.NOT_FOR_PEOPLE: KindSpec(Owner.POLICY, 403, _FORBIDDEN, "not_for_people"),
+    Kind.CROSS_ORIGIN: KindSpec(Owner.CALLER, 403, _FORBIDDEN, "cross_origin"),
+    # Never fails over: the next provider would be paid from the same purse.
+    Kind.QUOTA_EXCEEDED: KindSpec(Owner.POLICY, 429, "rate_limit_error", "quota_exceeded"),
+    Kind.UNPRICED_MODEL: KindSpec(Owner.POLICY, 403, _FORBIDDEN, "unpriced_model"),
     Kind.GATEWAY_BUSY: KindSpec(Owner.GATEWAY, 503, "server_error", "gateway_busy"),
     Kind.SHUTTING_DOWN: KindSpec(Owner.GATEWAY, 503, "server_error", "shutting_down"),
     Kind.LEDGER_UNAVAILABLE: KindSpec(Owner.GATEWAY, 503, "server_error", "ledger_unavailable"),
     Kind.INTERNAL: KindSpec(Owner.GATEWAY, 500, "server_error", "internal_error"),
+    Kind.DEADLINE_EXCEEDED: KindSpec(Owner.GATEWAY, 504, "server_error", "deadline_exceeded"),
+    # For the metrics: there is nobody left to read it.
+    Kind.CLIENT_LEFT: KindSpec(Owner.CALLER, 400, _INVALID, "client_left"),
+    Kind.PROVIDERS_UNAVAILABLE: KindSpec(Owner.PROVIDER, 503, "server_error", "providers_unavailable"),
     # The vendor calls the request itself wrong: another vendor would get the same request.
     Kind.UPSTREAM_INVALID_REQUEST: KindSpec(Owner.CALLER, 400, _INVALID, "invalid_request"),
     Kind.UPSTREAM_TOO_LARGE: KindSpec(Owner.CALLER, 413, _INVALID, "request_too_large"),
@@ -91,6 +114,16 @@ _SPECS: dict[Kind, KindSpec] = {
     Kind.UPSTREAM_OVERLOADED: KindSpec(Owner.PROVIDER, 503, "server_error", "upstream_overloaded", True),
     Kind.UPSTREAM_PROTOCOL: KindSpec(Owner.PROVIDER, 502, "server_error", "upstream_protocol", True),
     Kind.UPSTREAM_INTERRUPTED: KindSpec(Owner.PROVIDER, 502, "server_error", "upstream_interrupted", True),
+}
+
+
+_ANTHROPIC_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    504: "timeout_error",
 }
 
 
@@ -121,6 +154,19 @@ class GatewayError(Exception):
         """The OpenAI error object: what the SDKs read ``message``, ``type``, ``param``, ``code`` from."""
         spec = self.kind.spec
         return {"error": {"message": self.message, "type": spec.type, "param": self.param, "code": spec.code}}
+
+    def anthropic_body(self, request_id: str) -> dict[str, Any]:
+        """Anthropic's error object. It has no place for the field at fault, so the message names it."""
+        message = f"{self.param}: {self.message}" if self.param else self.message
+        return {"type": "error", "error": {"type": self.anthropic_type, "message": message}, "request_id": request_id}
+
+    @property
+    def anthropic_type(self) -> str:
+        """One of the types in Anthropic's documentation ("Errors")."""
+        if self.kind in (Kind.UPSTREAM_OVERLOADED, Kind.GATEWAY_BUSY):
+            return "overloaded_error"
+        status = self.kind.spec.status
+        return _ANTHROPIC_TYPES.get(status, _INVALID if status < 500 else "api_error")
 
 
 class InvalidRequestError(GatewayError):

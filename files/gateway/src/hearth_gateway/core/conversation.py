@@ -1,12 +1,19 @@
-"""One request, from admission to the last event: route → try providers in order → meter."""
+"""One request, from admission to the last event: route → try providers in order → meter.
+
+Which fault leads where (the table is in docs/gateway.md): a fault before the first content goes on to
+the next provider; 500, 502 and 503 get one more request to the same provider first; what is wrong
+with the request itself goes nowhere else. After the first content every fault is the end.
+"""
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from hearth_gateway.clock import Clock
+from hearth_gateway.core.breaker import RETRIES_ONCE, Breakers, Pair, Report, whole_seconds
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Lifecycle
 from hearth_gateway.core.metering import Admission, Leg, Meter, Reservation
@@ -14,7 +21,7 @@ from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.base import Call, Provider
 from hearth_gateway.translate.events import End, Event, Idle, Usage, is_content
-from hearth_gateway.translate.model import ChatRequest, ImagePart
+from hearth_gateway.translate.model import ChatRequest, ImagePart, TextPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,10 @@ class Target:
     provider: Provider
     model: str
     max_output_tokens: int
+
+    @property
+    def pair(self) -> Pair:
+        return self.provider.name, self.model
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +49,27 @@ class Limits:
     heartbeat_s: float
 
 
+# Longer than any Retry-After.
+_NEVER = 1 << 30
+
 Routes = Mapping[str, Sequence[Target]]
 
 # Raises ``GatewayError`` when this caller may no longer use the gateway. Asked before a request is
 # admitted and at every event of an answer, so it must be cheap.
 Guard = Callable[[Caller], None]
+
+# What vendors are told about who asks, so that they can tell one person's abuse from the house's; or None.
+Pseudonym = Callable[[Caller], str | None]
+
+# Told (provider, reason) each time a request goes on to another provider. ``reason`` is the value of
+# an error kind, or BREAKER_OPEN.
+OnFailover = Callable[[str, str], None]
+BREAKER_OPEN = "breaker_open"
+
+
+def _jitter_s() -> float:
+    """The pause before the one retry: long enough for a vendor's hiccup to pass, short enough to go unnoticed."""
+    return secrets.SystemRandom().uniform(0.05, 0.15)
 
 
 class ChatService:
@@ -55,29 +82,45 @@ class ChatService:
         clock: Clock,
         meter: Meter,
         lifecycle: Lifecycle,
+        breakers: Breakers,
         guard: Guard = lambda _caller: None,
+        pseudonym: Pseudonym = lambda _caller: None,
+        on_failover: OnFailover = lambda _provider, _reason: None,
+        jitter_s: Callable[[], float] = _jitter_s,
+        system_prompts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.routes = routes
-        self._limits = limits
-        self._clock = clock
+        self.limits = limits
+        self.clock = clock
+        self.lifecycle = lifecycle
+        self.breakers = breakers
+        self.guard = guard
+        self.pseudonym = pseudonym
+        self.on_failover = on_failover
+        self.jitter_s = jitter_s
         self._meter = meter
-        self._lifecycle = lifecycle
-        self._guard = guard
+        self._system_prompts = system_prompts
 
-    def start(self, request: ChatRequest, caller: Caller) -> Exchange:
+    def start(self, request: ChatRequest, caller: Caller, request_id: str | None = None) -> Exchange:
         """Admit the request. Raises ``GatewayError``. The caller must ``close`` what it gets."""
         targets = self.routes.get(request.alias)
         if not targets:
             raise GatewayError(Kind.MODEL_NOT_FOUND, "There is no such model here; GET /v1/models lists them.", param="model")
-        self._guard(caller)
-        request_id = secrets.token_hex(12)
-        self._lifecycle.enter()
+        self.guard(caller)
+        request_id = request_id or secrets.token_hex(12)
+        request = self._with_system_prompt(request)
+        self.lifecycle.enter()
         try:
             reservation = self._meter.admit(_admission(request_id, request, caller, targets))
         except BaseException:
-            self._lifecycle.leave()
+            self.lifecycle.leave()
             raise
-        return Exchange(request_id, request, caller, targets, self._limits, self._clock, reservation, self._lifecycle, self._guard)
+        return Exchange(self, request_id, request, caller, targets, reservation)
+
+    def _with_system_prompt(self, request: ChatRequest) -> ChatRequest:
+        """The house's words come first: the caller's own may add to them, and caches share the beginning."""
+        prompt = self._system_prompts.get(request.alias)
+        return replace(request, system=(TextPart(prompt), *request.system)) if prompt else request
 
 
 def _admission(request_id: str, request: ChatRequest, caller: Caller, targets: Sequence[Target]) -> Admission:
@@ -102,18 +145,21 @@ def estimate_tokens(request: ChatRequest) -> int:
 
 
 class _Watch:
-    """Looks at the time limits of one attempt."""
+    """Looks at the time limits of one attempt.
+
+    ``started`` is when this provider got the request first: a retry shares its time with what it repeats.
+    """
 
     def __init__(self, limits: Limits, clock: Clock, started: float, deadline: float) -> None:
         self._limits = limits
         self._clock = clock
-        self._limit_at = min(started + limits.first_token_s, deadline)
+        self._provider_until = started + limits.first_token_s
         self._deadline = deadline
         self._begun = False
 
     def patience_s(self) -> float:
         """How long a provider may block: until the next heartbeat or the next limit."""
-        return max(0.0, min(self._limits.heartbeat_s, self._limit_at - self._clock.monotonic()))
+        return max(0.0, min(self._limits.heartbeat_s, self._limit_at() - self._clock.monotonic()))
 
     def saw(self, event: Event) -> None:
         """Raises ``GatewayError`` when a limit is passed."""
@@ -121,22 +167,53 @@ class _Watch:
         nothing_new = isinstance(event, Idle) and not event.alive
         # A ping keeps an answer alive that has begun. It does not make one begin.
         if nothing_new or not (self._begun or is_content(event)):
-            if now >= self._limit_at:
+            if now >= self._limit_at():
                 raise self._late(now)
             return
         self._begun = True
         if now >= self._deadline and not isinstance(event, End):
             raise self._late(now)
-        self._limit_at = min(now + self._limits.idle_s, self._deadline)
+        self._provider_until = now + self._limits.idle_s
+
+    def _limit_at(self) -> float:
+        return min(self._provider_until, self._deadline)
 
     def _late(self, now: float) -> GatewayError:
-        if now >= self._deadline:
-            message = "The answer took longer than this server allows."
-        elif self._begun:
-            message = "The provider fell silent in the middle of the answer."
-        else:
-            message = "The provider did not begin to answer in time."
-        return GatewayError(Kind.UPSTREAM_TIMEOUT, message)
+        if now < self._provider_until:
+            # Not the provider's fault: it had no time left, or wrote for longer than anybody may.
+            return GatewayError(Kind.DEADLINE_EXCEEDED, "The answer took longer than this server allows.")
+        if self._begun:
+            return GatewayError(Kind.UPSTREAM_TIMEOUT, "The provider fell silent in the middle of the answer.")
+        return GatewayError(Kind.UPSTREAM_TIMEOUT, "The provider did not begin to answer in time.")
+
+
+class _Permit:
+    """What the breaker allowed, until one report has ended it."""
+
+    def __init__(self, breakers: Breakers, pair: Pair, probe: int) -> None:
+        self._breakers = breakers
+        self._pair = pair
+        self.probe = probe
+        self._open = True
+
+    def begun(self) -> None:
+        if self.probe:
+            # A probe's answer may take minutes. The others need not wait for its last word.
+            self._breakers.report(self._pair, Report("begun", self.probe))
+
+    def ok(self) -> None:
+        self._end(Report("ok", self.probe))
+
+    def fault(self, error: GatewayError) -> None:
+        self._end(Report("fault", self.probe, error.kind, error.retry_after_s))
+
+    def close(self) -> None:
+        self._end(Report("none", self.probe))
+
+    def _end(self, event: Report) -> None:
+        if self._open:
+            self._open = False
+            self._breakers.report(self._pair, event)
 
 
 class Exchange:
@@ -149,30 +226,31 @@ class Exchange:
 
     def __init__(
         self,
+        service: ChatService,
         request_id: str,
         request: ChatRequest,
         caller: Caller,
         targets: Sequence[Target],
-        limits: Limits,
-        clock: Clock,
         reservation: Reservation,
-        lifecycle: Lifecycle,
-        guard: Guard,
     ) -> None:
         self.id = request_id
-        self.created = int(clock.time())
+        self.created = int(service.clock.time())
         self.request = request
         self.adjusted: tuple[str, ...] = ()
         self.attempts = 0
         self.target = targets[0]
         self.committed = False
+        # Each provider that did not serve, in order, as (name, reason).
+        self.failed_over: list[tuple[str, str]] = []
+        # Both may be set before the first event is taken. A caller who wants this provider or none says so;
+        # and somebody must be there to hear the answer.
+        self.fallback = True
+        self.listening: Callable[[], bool] = lambda: True
+        self._service = service
+        self._clock = service.clock
         self._caller = caller
         self._targets = targets
-        self._limits = limits
-        self._clock = clock
         self._reservation = reservation
-        self._lifecycle = lifecycle
-        self._guard = guard
         self._held: list[Event] = []
         self._closed = False
         self._events = self._run()
@@ -211,25 +289,83 @@ class Exchange:
             self._events.close()
         finally:
             self._reservation.close()
-            self._lifecycle.leave()
+            self._service.lifecycle.leave()
 
     # --- internals
 
     def _run(self) -> Generator[Event, None, None]:
-        deadline = self._clock.monotonic() + self._limits.total_s
-        for number, target in enumerate(self._targets, 1):
-            self.target, self.attempts = target, number
+        deadline = self._clock.monotonic() + self._service.limits.total_s
+        targets = self._targets if self.fallback else self._targets[:1]
+        waits: list[float] = []
+        passed_over: tuple[str, str] | None = None
+        fault: GatewayError | None = None
+        for target in targets:
+            if fault is not None and self._clock.monotonic() >= deadline:
+                break
+            decision = self._service.breakers.ask(target.pair)
+            if not decision.allowed:
+                waits.append(decision.wait_s)
+                passed_over = self._left(target, BREAKER_OPEN)
+                continue
+            if passed_over is not None:
+                self._service.on_failover(*passed_over)
+            permit = _Permit(self._service.breakers, target.pair, decision.probe)
             try:
-                yield from self._attempt(number, target, deadline)
+                yield from self._ask(target, permit, deadline)
                 return
             except GatewayError as error:
-                last = number == len(self._targets)
-                if self.committed or last or not error.kind.spec.fails_over:
+                permit.fault(error)
+                if self.committed or not error.kind.spec.fails_over:
                     raise
+                fault = error
+                passed_over = self._left(target, error.kind.value)
+            finally:
+                permit.close()
+        raise self._nobody_left(fault, targets, waits)
 
-    def _attempt(self, number: int, target: Target, deadline: float) -> Generator[Event, None, None]:
+    def _left(self, target: Target, reason: str) -> tuple[str, str]:
+        entry = (target.provider.name, reason)
+        self.failed_over.append(entry)
+        return entry
+
+    def _nobody_left(self, fault: GatewayError | None, targets: Sequence[Target], waits: list[float]) -> GatewayError:
+        """The last fault, or that nobody could be asked; with the time at which the first could be again."""
+        if fault is None:
+            message = "No provider can answer right now. Please try again in a moment."
+            return GatewayError(Kind.PROVIDERS_UNAVAILABLE, message, retry_after_s=whole_seconds(min(waits)))
+        # What the vendor itself said stands, unless another provider is back earlier.
+        others = [target.pair for target in targets if fault.retry_after_s is None or target is not self.target]
+        wait_s = self._service.breakers.wait_s(others)
+        if wait_s is not None:
+            fault.retry_after_s = min(fault.retry_after_s or _NEVER, whole_seconds(wait_s))
+        return fault
+
+    def _ask(self, target: Target, permit: _Permit, deadline: float) -> Generator[Event, None, None]:
+        """One attempt, and for some faults a second one at the same provider. A probe is always just one."""
+        started = self._clock.monotonic()
+        self.target = target
+        try:
+            yield from self._attempt(target, permit, started, deadline)
+        except GatewayError as error:
+            if permit.probe or not self._worth_a_retry(error, started, deadline):
+                raise
+            self._left(target, error.kind.value)
+        else:
+            return
+        self._clock.sleep(self._service.jitter_s())
+        yield from self._attempt(target, permit, started, deadline)
+
+    def _worth_a_retry(self, error: GatewayError, started: float, deadline: float) -> bool:
+        if self.committed or error.kind not in RETRIES_ONCE:
+            return False
+        # With less than half of its time left, the retry would more likely cost that time than answer.
+        first_token_s = self._service.limits.first_token_s
+        return self._clock.monotonic() - started < min(first_token_s, deadline - started) / 2
+
+    def _attempt(self, target: Target, permit: _Permit, asked: float, deadline: float) -> Generator[Event, None, None]:
+        limits = self._service.limits
         started_at, started = self._clock.time(), self._clock.monotonic()
-        watch = _Watch(self._limits, self._clock, started, deadline)
+        watch = _Watch(limits, self._clock, asked, deadline)
         usage = Usage()
         first_token_s: float | None = None
         outcome = "cancelled"  # what it is if nobody runs this generator to its end
@@ -237,27 +373,32 @@ class Exchange:
             self.request,
             target.model,
             target.max_output_tokens,
-            min(self._limits.connect_s, max(deadline - started, 0.001)),
+            min(limits.connect_s, max(deadline - started, 0.001)),
             watch.patience_s,
             self._set_adjusted,
+            self._service.pseudonym(self._caller),
         )
-        self._reservation.begin(number, target.provider.name, target.model)
+        self.attempts += 1
+        number = self.attempts
+        self._reservation.begin(number, *target.pair)
         events = target.provider.stream(call)
         try:
             for event in events:
-                self._guard(self._caller)
+                self._check()
                 watch.saw(event)
-                if self._lifecycle.cutting and not isinstance(event, End):
+                if self._service.lifecycle.cutting and not isinstance(event, End):
                     raise GatewayError(Kind.SHUTTING_DOWN, "The gateway had to restart before the answer was complete.")
                 if isinstance(event, Usage):
                     usage = event
                 elif first_token_s is None and is_content(event):
                     first_token_s = self._clock.monotonic() - started
                     self.committed = True
+                    permit.begun()
                 elif isinstance(event, End):
                     # Before the yield: a caller may stop reading once it has what it needs.
                     outcome = "ok"
                     self.committed = True
+                    permit.ok()
                 yield event
                 if isinstance(event, End):
                     return
@@ -288,6 +429,12 @@ class Exchange:
                     first_token_s=first_token_s,
                 )
             )
+
+    def _check(self) -> None:
+        """Raises ``GatewayError`` when there is no reason to go on."""
+        self._service.guard(self._caller)
+        if not self.listening():
+            raise GatewayError(Kind.CLIENT_LEFT, "The client has left.")
 
     def _set_adjusted(self, adjusted: tuple[str, ...]) -> None:
         self.adjusted = adjusted

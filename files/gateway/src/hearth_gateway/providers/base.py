@@ -18,6 +18,7 @@ class Call:
     look-up, TCP and TLS together. ``patience_s`` says how long the provider may block at most before
     it yields ``Idle``: the core checks its time limits, and whether anybody still listens, only
     when it gets an event. ``adjusted`` reports each field of the request that had to be changed.
+    ``user`` is the pseudonym of who asks, for the vendor; never an e-mail.
     """
 
     request: ChatRequest
@@ -26,6 +27,7 @@ class Call:
     connect_s: float
     patience_s: Callable[[], float]
     adjusted: Callable[[tuple[str, ...]], None]
+    user: str | None = None
 
 
 class Provider(Protocol):

@@ -73,6 +73,18 @@ DEFINITIONS: tuple[Definition, ...] = (
         ("provider", "model", "kind"),
         "Tokens as the provider counts them. `kind`: input (not cached), cache_read, cache_write, output.",
     ),
+    Definition(
+        "hearth_failovers_total",
+        "counter",
+        ("provider", "reason"),
+        "Requests that went on from this provider to the next. `reason`: an error kind of the provider, or breaker_open.",
+    ),
+    Definition(
+        "hearth_breaker_state",
+        "gauge",
+        ("provider", "model"),
+        "0 closed: in use. 1 half-open: one request may probe. 2 open: left alone for a while.",
+    ),
     Definition("hearth_open_requests", "gauge", (), "Answers being written right now."),
     Definition("hearth_draining", "gauge", (), "1 while the gateway shuts down and refuses new requests."),
     Definition("hearth_valid_tokens", "gauge", (), "Gateway tokens that are accepted right now."),
@@ -113,9 +125,13 @@ class Metrics:
         self._counter = lru_cache(maxsize=4096)(lambda name, *labels: self._counters[name].labels(*labels))
         self._histogram = lru_cache(maxsize=1024)(lambda name, *labels: self._histograms[name].labels(*labels))
 
-    def measure(self, name: str, read: Callable[[], float]) -> None:
+    def measure(self, name: str, read: Callable[[], float], *labels: str) -> None:
         """Let the gauge ``name`` call ``read`` at every scrape."""
-        self._gauges[name].set_function(read)
+        gauge = self._gauges[name]
+        (gauge.labels(*labels) if labels else gauge).set_function(read)
+
+    def failover(self, provider: str, reason: str) -> None:
+        self._counter("hearth_failovers_total", provider, reason).inc()
 
     def response(self, route: str, method: str, status: int) -> None:
         self._counter("hearth_http_responses_total", route, method, str(status)).inc()
