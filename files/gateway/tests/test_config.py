@@ -224,3 +224,43 @@ def test_check_config_looks_at_files_only_when_asked(files: Path, capsys: Any) -
     assert "does not exist" in capsys.readouterr().err
     assert main(["check-config", str(files / "none.yaml")]) == 2
     assert "cannot be read: No such file" in capsys.readouterr().err
+
+
+PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VuAyEAVi7f6pQ6o8s8Qm5rD7mQq5cXn3gCw5m2T0Q1m3cZb1k=
+-----END PUBLIC KEY-----
+"""
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (PUBLIC_KEY, None),
+        (None, "is not a readable text file"),
+        (PUBLIC_KEY.replace("PUBLIC", "PRIVATE"), "holds a private key"),
+        (PUBLIC_KEY.replace("MCow", ""), "holds no public key"),
+        (PUBLIC_KEY.replace("MCow", "M=ow"), "holds no public key"),
+        (PUBLIC_KEY.splitlines()[1], "holds no public key"),
+        ("", "holds no public key"),
+        ("sch\xf6n", "is not a readable text file"),
+    ],
+)
+def test_the_operators_public_key(tmp_path: Path, content: str | None, problem: str | None) -> None:
+    key, tokens = tmp_path / "key.pem", tmp_path / "tokens"
+    tokens.mkdir()
+    if content is not None:
+        key.write_text(content, encoding="latin-1")
+    text = changed("/run/hearth/tokens", str(tokens)).replace("api_key_file: /run/hearth/keys/anthropic", f"api_key_file: {tmp_path}/api")
+    (tmp_path / "api").write_text("sk-ant-0123456789")
+    found = check_files(parse_config(text + f"privacy: {{admin_export: true, operator_public_key_file: {key}}}\n"))
+    assert [item.path for item in found] == (["privacy.operator_public_key_file"] if problem else [])
+    assert all(str(problem) in item.text for item in found)
+
+
+@pytest.mark.parametrize(("content", "problem"), [("k" * 16, ""), ("k" * 15, "is shorter than 16 characters"), ("", "is empty")])
+def test_the_key_of_the_pseudonyms(tmp_path: Path, content: str, problem: str) -> None:
+    key = tmp_path / "pseudonyms"
+    key.write_text(content)
+    text = "tokens: {dir: " + str(tmp_path) + "}\nproviders: [{name: demo, kind: demo}]\nmodels: {demo: [{provider: demo, model: demo}]}\n"
+    found = check_files(parse_config(f"{text}pseudonym_key_file: {key}\n"))
+    assert [str(item) for item in found] == ([f"pseudonym_key_file: {key} {problem}"] if problem else [])

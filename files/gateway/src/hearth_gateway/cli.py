@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hearth_gateway import __version__
+from hearth_gateway import __version__, cli_person
 from hearth_gateway.config import (
     Config,
     ConfigError,
@@ -55,6 +55,11 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--metrics-bind", default="127.0.0.1:9090", metavar="HOST:PORT")
     demo.set_defaults(run=_demo)
 
+    cli_person.add_parser(commands, _loaded)
+
+    code = commands.add_parser("code-hash", help="print the hash of this installation, as GET /api/transparency shows it")
+    code.set_defaults(run=_code_hash)
+
     contract = commands.add_parser("write-contract", help="write the files other parts read: configuration schema, metrics, API")
     contract.add_argument("directory", type=Path, metavar="DIR")
     contract.set_defaults(run=_write_contract)
@@ -63,6 +68,16 @@ def _parser() -> argparse.ArgumentParser:
 
 def _say(text: str) -> None:
     print(f"hearth-gateway: {text}", file=sys.stderr)
+
+
+def _loaded(path: Path) -> Config | None:
+    """The configuration, or None once its problems are printed."""
+    try:
+        return load_config(path)
+    except ConfigError as found:
+        for problem in found.problems:
+            _say(f"{path}: {problem}")
+        return None
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
@@ -136,6 +151,13 @@ def _demo(arguments: argparse.Namespace) -> int:
             config,
             f"Open http://{{address}}/#token={token}\nThe answers are fixed sentences. Nothing is kept: Ctrl-C ends it all.",
         )
+
+
+def _code_hash(_arguments: argparse.Namespace) -> int:
+    from hearth_gateway.telemetry.process import code_hash
+
+    print(code_hash())
+    return 0
 
 
 def _write_contract(arguments: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ and what to do.
 
 from __future__ import annotations
 
+import base64
 import datetime
 import difflib
 import re
@@ -64,6 +65,15 @@ class ServerConfig(_Section):
         description=(
             "A stream whose first word is not there yet gets its response headers after this time, so "
             "that proxies in between do not give up. Later errors are then events inside the stream."
+        ),
+    )
+    handover_s: float = Field(
+        default=0,
+        ge=0,
+        le=60,
+        description=(
+            "After SIGTERM requests are still taken for this time, each with `Connection: close` and with readiness down, so "
+            "that a load balancer moves everybody to another process without a refusal. 0 refuses at once."
         ),
     )
 
@@ -178,19 +188,41 @@ class AllLimitsConfig(_Section):
     program: LimitsConfig = LimitsConfig()
     programs: dict[str, LimitsConfig] = Field(default={}, description="By token name; replaces `program` for that token.")
     house: HouseLimitsConfig = HouseLimitsConfig()
+    unpriced: Literal["count", "refuse"] = Field(
+        default="count",
+        description="A model without a price, asked by somebody with a limit on money: `count` lets it in and counts it as unpriced "
+        "(limits on tokens and requests hold), `refuse` answers 403.",
+    )
 
 
-class PriceConfig(_Section):
-    """What one served model costs, in US dollars for a million tokens. Wins over the built-in price."""
+class RatesConfig(_Section):
+    """US dollars for a million tokens."""
 
-    provider: str = Field(description="Name of an entry of `providers`.")
-    model: str = Field(min_length=1, max_length=200, description="The vendor's own name for the model.")
     input_usd: Money
     output_usd: Money
     cache_read_usd: Money | None = Field(default=None, description="Default: a tenth of input_usd.")
     cache_write_5m_usd: Money | None = Field(default=None, description="Default: 1.25 times input_usd.")
     cache_write_1h_usd: Money | None = Field(default=None, description="Default: twice input_usd.")
     image_usd: Money | None = Field(default=None, description="One generated image.")
+    long_prompt: LongPromptConfig | None = Field(default=None, description="Other rates for requests with a long prompt.")
+
+
+class LongPromptConfig(_Section):
+    """The rates of a whole request whose prompt is longer than that."""
+
+    above_tokens: int = Field(ge=1, description="Tokens of the prompt, cached ones too.")
+    input_usd: Money
+    output_usd: Money
+    cache_read_usd: Money | None = Field(default=None, description="Default: a tenth of input_usd.")
+    cache_write_5m_usd: Money | None = Field(default=None, description="Default: 1.25 times input_usd.")
+    cache_write_1h_usd: Money | None = Field(default=None, description="Default: twice input_usd.")
+
+
+class PriceConfig(RatesConfig):
+    """What one served model costs, in US dollars for a million tokens. Wins over the built-in price."""
+
+    provider: str = Field(description="Name of an entry of `providers`.")
+    model: str = Field(min_length=1, max_length=200, description="The vendor's own name for the model.")
     source: str = Field(min_length=1, max_length=500, description="Where the price was read.")
     date: datetime.date = Field(description="When it was read.")
 
@@ -324,6 +356,10 @@ def check_files(config: Config) -> list[Problem]:
             read_secret(Path(config.database_password_file))
         except SecretError as problem:
             problems.append(Problem("database_password_file", f"{config.database_password_file} {problem}"))
+    if config.pseudonym_key_file is not None:
+        problems += _pseudonym_key_problems(config.pseudonym_key_file)
+    if config.privacy.operator_public_key_file is not None:
+        problems += _public_key_problems(config.privacy.operator_public_key_file)
     for index, provider in enumerate(config.providers):
         if isinstance(provider, DemoProviderConfig):
             continue
@@ -339,6 +375,44 @@ def check_files(config: Config) -> list[Problem]:
             except (OSError, ssl.SSLError):
                 problems.append(Problem(f"{where}.ca_file", f"{provider.ca_file} is not a readable PEM file of certificates"))
     return problems
+
+
+MIN_PSEUDONYM_KEY = 16
+
+
+def _pseudonym_key_problems(path: str) -> list[Problem]:
+    try:
+        if len(read_secret(Path(path))) >= MIN_PSEUDONYM_KEY:
+            return []
+        problem = f"is shorter than {MIN_PSEUDONYM_KEY} characters"
+    except SecretError as found:
+        problem = str(found)
+    return [Problem("pseudonym_key_file", f"{path} {problem}")]
+
+
+_PUBLIC_KEY = re.compile(r"\s*-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z")
+_MAX_PUBLIC_KEY_BYTES = 16_384
+
+
+def _public_key_problems(path: str) -> list[Problem]:
+    """A key that nobody can seal to would be found when the first conversation is lost. Not a proof that it is a good one."""
+    where = "privacy.operator_public_key_file"
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read(_MAX_PUBLIC_KEY_BYTES)
+    except (OSError, UnicodeDecodeError):
+        return [Problem(where, f"{path} is not a readable text file")]
+    if "PRIVATE KEY" in text:
+        return [Problem(where, f"{path} holds a private key; the gateway must never have it: give the public one")]
+    found = _PUBLIC_KEY.match(text)
+    try:
+        key = base64.b64decode("".join(found[1].split()), validate=True) if found else b""
+    except ValueError:
+        key = b""
+    # Every such key is one DER sequence; the shortest in use (Ed25519, X25519) has 44 bytes.
+    if len(key) < 44 or key[0] != 0x30:
+        return [Problem(where, f"{path} holds no public key in PEM form (-----BEGIN PUBLIC KEY-----)")]
+    return []
 
 
 def parse_bind(value: str) -> tuple[str, int]:

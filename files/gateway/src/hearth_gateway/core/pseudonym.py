@@ -6,6 +6,8 @@ import hashlib
 import hmac
 from functools import lru_cache
 
+from hearth_gateway.config import MIN_PSEUDONYM_KEY
+
 _LENGTH = 32  # hex digits: 128 bits, and below the 64 characters that OpenAI allows for `user`
 
 
@@ -17,9 +19,9 @@ class Pseudonym:
     """
 
     def __init__(self, key: bytes) -> None:
-        """Raises ``ValueError`` when the key is shorter than 16 bytes."""
-        if len(key) < 16:
-            raise ValueError("the pseudonym key must have 16 characters or more")
+        """Raises ``ValueError`` when the key is shorter than ``MIN_PSEUDONYM_KEY`` bytes."""
+        if len(key) < MIN_PSEUDONYM_KEY:
+            raise ValueError(f"the pseudonym key must have {MIN_PSEUDONYM_KEY} characters or more")
         self._key = key
         self.of = lru_cache(maxsize=1024)(self._of)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
@@ -13,10 +14,21 @@ from pydantic import ValidationError
 from hearth_gateway.config import LimitsConfig
 from hearth_gateway.core.people import PeopleUnavailableError, Person
 from hearth_gateway.store.database import reason
-from hearth_gateway.store.tables import people, people_version, settings
+from hearth_gateway.store.tables import ledger, people, people_version, settings, spending, usage_days
 
 _ACTIVE, _DISABLED = "active", "disabled"
 _PSEUDONYM_KEY = "pseudonym_key"
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """What ``SqlPeople.forget`` did: whether there was a record, how many rows lost their person, and
+    whether the bare address was kept because the person is disabled."""
+
+    known: bool
+    ledger_rows: int
+    daily_sums: int
+    kept_disabled: bool
 
 
 class SqlPeople:
@@ -64,13 +76,25 @@ class SqlPeople:
         with self._reported(), self._engine.begin() as connection:
             _put(connection, person)
 
-    def remove(self, email: str) -> bool:
-        """False if there was no such person."""
+    def forget(self, email: str) -> Forgotten:
+        """Cut every connection between what is stored and this person, all or nothing.
+
+        What they used stays as nobody's, so that the sums of the house stay right. Who is disabled stays
+        known by address alone: without a record they would be let in as somebody new.
+        """
         with self._reported(), self._engine.begin() as connection:
-            removed = connection.execute(sa.delete(people).where(people.c.email == email)).rowcount > 0
-            if removed:
+            person = _get(connection, email)
+            rows = connection.execute(sa.update(ledger).where(ledger.c.person == email).values(person=None)).rowcount
+            days = connection.execute(sa.select(usage_days).where(usage_days.c.person == email)).mappings().all()
+            for day in days:
+                _to_nobody(connection, day)
+            connection.execute(sa.delete(spending).where(spending.c.scope == f"person:{email}"))
+            connection.execute(sa.delete(people).where(people.c.email == email))
+            if person is not None:
+                if not person.active:
+                    _put(connection, Person(email, person.first_seen, active=False))
                 _count(connection)
-            return removed
+        return Forgotten(person is not None, rows, len(days), person is not None and not person.active)
 
     def pseudonym_key(self) -> bytes:
         """The key of this house: made at the first call, and the same ever after."""
@@ -93,6 +117,21 @@ class SqlPeople:
         else:
             return
         raise PeopleUnavailableError(f"the table of people cannot be used: {words}") from None
+
+
+def _to_nobody(connection: sa.Connection, day: Any) -> None:
+    """Add a person's daily sum to that of nobody, or make it that."""
+
+    def row_of(person: str) -> sa.ColumnElement[bool]:
+        key = {column.name: day[column.name] for column in usage_days.primary_key} | {"person": person}
+        return sa.and_(*(usage_days.c[name] == value for name, value in key.items()))
+
+    sums = [column for column in usage_days.c if not column.primary_key]
+    added = connection.execute(sa.update(usage_days).where(row_of("")).values({column: column + day[column.name] for column in sums}))
+    if added.rowcount:
+        connection.execute(sa.delete(usage_days).where(row_of(day["person"])))
+    else:
+        connection.execute(sa.update(usage_days).where(row_of(day["person"])).values(person=""))
 
 
 def _get(connection: sa.Connection, email: str) -> Person | None:

@@ -1,0 +1,231 @@
+"""``hearth-gateway person …``: who may chat. Works on the store while the service runs.
+
+A running service looks at the store every second, so a change counts within 5 s in every replica. The
+playbooks call this with ``--json``; a run that finds everything as it should be writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from hearth_gateway.config import Config, LimitsConfig
+from hearth_gateway.core.identity import normalise_email
+from hearth_gateway.core.people import PeopleUnavailableError, Person
+from hearth_gateway.secrets import SecretError, read_secret
+
+if TYPE_CHECKING:
+    from hearth_gateway.core.pseudonym import Pseudonym
+    from hearth_gateway.store.people import SqlPeople
+
+EXIT_FAILED = 1
+EXIT_BAD_USE = 2
+MAX_ALIAS = 64
+# A running service notices a change within a second, and its open answers within half a second more.
+CUT_WITHIN_S = 5.0
+
+
+_Load = Callable[[Path], Config | None]
+_Action = Callable[["_Store", argparse.Namespace], "_Result"]
+
+
+class UsageError(Exception):
+    """What is wrong with the arguments, as a sentence."""
+
+
+def add_parser(commands: Any, load: _Load) -> None:
+    """Add ``person`` and its subcommands. ``load`` reads a configuration file; None: it has said what is wrong."""
+    person = commands.add_parser("person", help="who may chat: set, disable, enable, list, delete-data")
+    actions = person.add_subparsers(required=True, metavar="ACTION")
+
+    def action(name: str, run: _Action, text: str, one: bool = True) -> argparse.ArgumentParser:
+        parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
+        if one:
+            parser.add_argument("email", metavar="EMAIL", help="the address, or - to read it from standard input")
+        parser.add_argument("--config", required=True, type=Path, metavar="FILE")
+        parser.add_argument("--json", action="store_true", help="print one JSON object")
+        parser.set_defaults(run=lambda arguments: _run(arguments, run, load))
+        return parser
+
+    setting = action("set", _set, "add a person, or change what is known of them")
+    setting.add_argument("--alias", metavar="NAME", help="a short name for lists and metrics; '' for none")
+    setting.add_argument("--limits", metavar="JSON", help="their own ceilings, in place of limits.person; 'none' for the house's")
+    setting.add_argument(
+        "--not-before", metavar="WHEN", help="refuse until then and cut what is open: 'now', 2026-11-21T18:00:00+00:00, or 'none'"
+    )
+    action("disable", _disable, "refuse the person and cut their open answers")
+    action("enable", _enable, "let the person in again")
+    action("list", _list, "everybody the gateway knows", one=False)
+    action("delete-data", _delete_data, "forget the person; what they used stays as nobody's")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Result:
+    """``data`` is what --json prints, ``text`` what people read."""
+
+    data: dict[str, Any]
+    text: str
+
+
+class _Store:
+    """The people of a configuration, and how they are shown."""
+
+    def __init__(self, people: SqlPeople, pseudonym: Pseudonym) -> None:
+        self.people = people
+        self._pseudonym = pseudonym
+
+    def change(self, email: str, **changes: Any) -> _Result:
+        before = self.people.get(email)
+        after = dataclasses.replace(before or Person(email, _now()), **changes)
+        if after != before:
+            self.people.put(after)
+        return _Result({"changed": after != before, "person": self.shown(after)}, self.line(after))
+
+    def shown(self, person: Person) -> dict[str, Any]:
+        return {
+            "email": person.email,
+            "state": "active" if person.active else "disabled",
+            "alias": person.alias,
+            "limits": None if person.limits is None else person.limits.model_dump(mode="json", exclude_none=True),
+            "not_before": _stamp(person.not_before),
+            "first_seen": _stamp(person.first_seen),
+            "pseudonym": self._pseudonym.of(person.email),
+        }
+
+    def line(self, person: Person) -> str:
+        shown = self.shown(person)
+        extra = [f"{name} {json.dumps(shown[name])}" for name in ("alias", "limits", "not_before") if shown[name] is not None]
+        return ", ".join([f"{person.email}: {shown['state']}", *extra, f"since {shown['first_seen']}"])
+
+
+def _run(arguments: argparse.Namespace, run: Callable[[_Store, argparse.Namespace], _Result], load: _Load) -> int:
+    from hearth_gateway.core.pseudonym import Pseudonym
+    from hearth_gateway.store.database import DatabaseError, open_database
+    from hearth_gateway.store.people import SqlPeople
+
+    config = load(arguments.config)
+    if config is None:
+        return EXIT_BAD_USE
+    try:
+        if getattr(arguments, "email", None) is not None:
+            arguments.email = _email(arguments.email)
+        password = read_secret(Path(config.database_password_file)) if config.database_password_file else None
+        with closing(_Disposable(open_database(config.database_url, password))) as database:
+            people = SqlPeople(database.engine)
+            key = read_secret(Path(config.pseudonym_key_file)).encode() if config.pseudonym_key_file else people.pseudonym_key()
+            result = run(_Store(people, Pseudonym(key)), arguments)
+    except UsageError as problem:
+        print(f"hearth-gateway: {problem}", file=sys.stderr)
+        return EXIT_BAD_USE
+    except (DatabaseError, PeopleUnavailableError, SecretError) as problem:
+        print(f"hearth-gateway: {problem}", file=sys.stderr)
+        return EXIT_FAILED
+    print(json.dumps(result.data) if arguments.json else result.text)
+    return 0
+
+
+class _Disposable:
+    """An engine with the name that ``closing`` calls."""
+
+    def __init__(self, engine: Any) -> None:
+        self.engine = engine
+        self.close = engine.dispose
+
+
+def _set(store: _Store, arguments: argparse.Namespace) -> _Result:
+    changes: dict[str, Any] = {}
+    if arguments.alias is not None:
+        changes["alias"] = _alias(arguments.alias)
+    if arguments.limits is not None:
+        changes["limits"] = _limits(arguments.limits)
+    if arguments.not_before is not None:
+        changes["not_before"] = _moment(arguments.not_before)
+    return store.change(arguments.email, **changes)
+
+
+def _disable(store: _Store, arguments: argparse.Namespace) -> _Result:
+    return store.change(arguments.email, active=False)
+
+
+def _enable(store: _Store, arguments: argparse.Namespace) -> _Result:
+    return store.change(arguments.email, active=True)
+
+
+def _list(store: _Store, _arguments: argparse.Namespace) -> _Result:
+    _, people = store.people.load()
+    return _Result({"people": [store.shown(person) for person in people]}, "\n".join(map(store.line, people)) or "Nobody yet.")
+
+
+def _delete_data(store: _Store, arguments: argparse.Namespace) -> _Result:
+    email = arguments.email
+    person = store.people.get(email)
+    if person is not None:
+        # First nobody writes for this person any more: a row that is written after the deletion would stay.
+        until = _now() + CUT_WITHIN_S
+        store.people.put(dataclasses.replace(person, not_before=max(until, person.not_before or 0)))
+        time.sleep(CUT_WITHIN_S)
+    done = store.people.forget(email)
+    changed = done.known or done.ledger_rows > 0 or done.daily_sums > 0
+    text = f"{email}: forgotten; {done.ledger_rows} rows and {done.daily_sums} daily sums are nobody's now"
+    if done.kept_disabled:
+        text += "; the address stays on record as disabled"
+    return _Result({"changed": changed, **dataclasses.asdict(done)}, text if changed else f"{email}: nothing was stored")
+
+
+def _email(given: str) -> str:
+    """``-`` keeps an address out of the list of processes, which every user of a machine can read."""
+    try:
+        return normalise_email(sys.stdin.readline().strip() if given == "-" else given)
+    except ValueError as problem:
+        raise UsageError(f"the address {problem}") from None
+
+
+def _alias(given: str) -> str | None:
+    if len(given) > MAX_ALIAS or not given.isprintable():
+        raise UsageError(f"--alias must be printable and at most {MAX_ALIAS} characters")
+    return given.strip() or None
+
+
+def _limits(given: str) -> LimitsConfig | None:
+    if given == "none":
+        return None
+    try:
+        return LimitsConfig.model_validate_json(given)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, item['loc'])) or 'JSON'}: {item['msg']}" for item in error.errors()]
+        raise UsageError(f"--limits: {'; '.join(problems)}; known are {', '.join(LimitsConfig.model_fields)}") from None
+
+
+def _moment(given: str) -> float | None:
+    if given == "none":
+        return None
+    if given == "now":
+        return _now()
+    try:
+        moment = datetime.datetime.fromisoformat(given)
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise UsageError("--not-before must be 'now', 'none' or a time with its zone, such as 2026-11-21T18:00:00+00:00")
+    return moment.timestamp()
+
+
+def _now() -> float:
+    """Unix seconds, as precise as the store keeps them."""
+    return int(time.time() * 1000) / 1000
+
+
+def _stamp(moment: float | None) -> str | None:
+    if moment is None:
+        return None
+    return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="milliseconds")
