@@ -13,11 +13,8 @@ from typing import Any
 import pytest
 
 from hearth_gateway.errors import InvalidRequestError
-from hearth_gateway.translate.anthropic_request import (
-    START_OF_CONVERSATION,
-    AnthropicRequest,
-    build_messages_request,
-)
+from hearth_gateway.translate.anthropic_request import AnthropicRequest, build_messages_request
+from hearth_gateway.translate.history import START_OF_CONVERSATION
 from hearth_gateway.translate.openai_request import parse_chat_request
 
 Json = dict[str, Any]

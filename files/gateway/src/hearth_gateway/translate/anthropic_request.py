@@ -5,166 +5,170 @@ Source: platform.claude.com, "Messages" API reference, version header 2023-06-01
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
-from hearth_gateway.errors import InvalidRequestError
+from hearth_gateway.translate.history import (
+    ToolNames,
+    answers_unsigned_calls,
+    regular_turns,
+    safe_id,
+    used_tool_names,
+    wrapped_system,
+)
 from hearth_gateway.translate.model import (
     ChatRequest,
+    Effort,
     ImagePart,
     Json,
     Part,
     PdfPart,
     RedactedThinkingPart,
+    SystemPart,
     TextPart,
     ThinkingPart,
-    ToolResult,
     ToolUse,
     Turn,
 )
+from hearth_gateway.translate.traits import UNKNOWN_ANTHROPIC, ModelTraits
 
-_TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}\Z")
-_NOT_IN_TOOL_NAME = re.compile(r"[^A-Za-z0-9_-]")
-_TOOL_ID = re.compile(r"[A-Za-z0-9_-]+\Z")
+_LONGEST_TOOL_NAME = 128
+_MIN_BUDGET = 1024
+# Tokens for reasoning by what OpenAI's clients call it. There is no official table; each step doubles.
+_BUDGETS: dict[Effort, int] = {"minimal": 1024, "low": 2048, "medium": 4096, "high": 8192, "xhigh": 16_384, "max": 32_768}
 
-# The Messages API wants the first turn to be the user's. Clients with a greeting start differently.
-START_OF_CONVERSATION = "(start of the conversation)"
+JSON_INSTRUCTION = "Answer with one JSON object and nothing else: no explanation, no code fence."
 
 
 @dataclass(frozen=True, slots=True)
 class AnthropicRequest:
     """``names`` maps the tool names the vendor sees back to the caller's. ``adjusted`` lists the
-    caller's fields whose value was changed to one the vendor accepts."""
+    caller's fields whose value was changed to one the vendor accepts, or that it cannot take."""
 
     body: dict[str, Any]
     names: dict[str, str]
     adjusted: tuple[str, ...]
 
 
-def build_messages_request(request: ChatRequest, model: str, max_output_tokens: int) -> AnthropicRequest:
+def build_messages_request(
+    request: ChatRequest, model: str, max_output_tokens: int, *, traits: ModelTraits = UNKNOWN_ANTHROPIC, user: str | None = None
+) -> AnthropicRequest:
     """Build the body for ``model``, whose answers hold at most ``max_output_tokens`` tokens.
 
     The vendor is always asked to stream, also for a caller who waits for the whole answer: that way
     a silent vendor is noticed after the first-token limit, and what was used before a fault is known.
-    Raises ``InvalidRequestError`` where the conversation cannot be expressed.
+    ``user`` is a pseudonym. Raises ``InvalidRequestError`` where the conversation cannot be expressed.
     """
     adjusted: list[str] = []
-    names = _ToolNames(request)
-    turns = _merge(request.turns)
-    _check_tool_pairs(turns)
+    names = ToolNames(request, _LONGEST_TOOL_NAME)
+    turns = regular_turns(request)
     body: dict[str, Any] = {
         "model": model,
         "max_tokens": max_output_tokens,
-        "messages": [_message(turn, names, last=turn is turns[-1]) for turn in turns],
+        "messages": [message for turn in turns for message in _messages(turn, names, traits)],
         "stream": True,
     }
     if request.max_tokens is not None:
         body["max_tokens"] = min(request.max_tokens, max_output_tokens)
         if request.max_tokens > max_output_tokens:
             adjusted.append("max_tokens")
-    if request.system:
-        body["system"] = [_text(part) for part in request.system]
-    if request.temperature is not None:
-        body["temperature"] = min(request.temperature, 1.0)
-        if request.temperature > 1.0:
-            adjusted.append("temperature")
-    if request.top_p is not None:
-        # Anthropic's newer models refuse both at once.
-        if request.temperature is None:
-            body["top_p"] = request.top_p
-        else:
-            adjusted.append("top_p")
-    if request.top_k is not None:
-        body["top_k"] = request.top_k
+    system = [_text(part) for part in request.system]
+    if request.output is not None and request.output.schema is None:
+        # The vendor has no JSON mode without a schema.
+        system.append({"type": "text", "text": JSON_INSTRUCTION})
+        adjusted.append("response_format")
+    if system:
+        body["system"] = system
+    body.update(_tools(request, names))
+    _add_reasoning(body, request, turns, traits, adjusted)
+    if request.output is not None and request.output.schema is not None:
+        body.setdefault("output_config", {})["format"] = {"type": "json_schema", "schema": dict(request.output.schema)}
+    _add_sampling(body, request, traits, adjusted)
     if request.stop:
         body["stop_sequences"] = list(request.stop)
-    body.update(_tools(request, names))
+    if user is not None:
+        body["metadata"] = {"user_id": user}
     return AnthropicRequest(body, names.reverse, tuple(adjusted))
 
 
-class _ToolNames:
-    """Caller's tool names → names the vendor accepts, without collisions, and back."""
-
-    def __init__(self, request: ChatRequest) -> None:
-        self.reverse: dict[str, str] = {}
-        self._safe: dict[str, str] = {}
-        history = [part.name for turn in request.turns for part in turn.parts if isinstance(part, ToolUse)]
-        wanted = dict.fromkeys([*(tool.name for tool in request.tools), *history])
-        # Names that are fine keep theirs, whatever the order: only the others may be renamed.
-        for name in sorted(wanted, key=lambda name: not _TOOL_NAME.match(name)):
-            safe = name
-            if not _TOOL_NAME.match(name):
-                safe = _NOT_IN_TOOL_NAME.sub("_", name)[:128]
-                if safe in self.reverse:
-                    safe = f"{safe[:119]}_{sha256(name.encode()).hexdigest()[:8]}"
-            self._safe[name] = safe
-            self.reverse[safe] = name
-
-    def __getitem__(self, name: str) -> str:
-        return self._safe[name]
-
-
-def _merge(turns: tuple[Turn, ...]) -> list[Turn]:
-    """Join neighbours of one role, drop empty turns, start with the user."""
-    merged: list[Turn] = []
-    for turn in turns:
-        if not turn.parts:
-            continue
-        if merged and merged[-1].role == turn.role:
-            previous = merged[-1]
-            merged[-1] = Turn(turn.role, previous.parts + turn.parts, previous.param)
-        else:
-            merged.append(turn)
-    if not merged:
-        raise InvalidRequestError("`messages` must hold at least one message that is not empty.", "messages")
-    if merged[0].role == "assistant":
-        merged.insert(0, Turn("user", (TextPart(START_OF_CONVERSATION),), "messages"))
-    return merged
+def _add_reasoning(body: dict[str, Any], request: ChatRequest, turns: list[Turn], traits: ModelTraits, adjusted: list[str]) -> None:
+    """What the caller said in the vendor's own terms goes through. An OpenAI effort is put into them."""
+    if request.thinking is not None:
+        _add_thinking(body, request, turns, adjusted)
+        if request.effort is not None:
+            body["output_config"] = {"effort": request.effort}
+        return
+    effort = request.effort
+    if effort in (None, "none"):
+        return
+    forced = (body.get("tool_choice") or {}).get("type") in ("any", "tool")
+    if traits.reasoning == "adaptive":
+        level = {"minimal": "low", "xhigh": "xhigh" if traits.xhigh else "high"}.get(effort, effort)
+        body["output_config"] = {"effort": level}
+        if level != effort:
+            adjusted.append("reasoning_effort")
+        if not forced:  # a forced call leaves no room for reasoning
+            body["thinking"] = {"type": "adaptive"}
+        return
+    # Half of the answer at most: reasoning counts as output, and something has to be said as well.
+    budget = min(_BUDGETS[effort], body["max_tokens"] // 2)
+    possible = traits.reasoning == "budget" and budget >= _MIN_BUDGET and not forced
+    if not possible or turns[-1].role == "assistant" or answers_unsigned_calls(turns):
+        adjusted.append("reasoning_effort")
+        return
+    body["thinking"] = {"type": "enabled", "budget_tokens": budget}
 
 
-def _check_tool_pairs(turns: list[Turn]) -> None:
-    """Every tool call must be answered in the turn after it; the vendor's own error names no message."""
-    for index, turn in enumerate(turns):
-        if turn.role != "assistant":
-            continue
-        asked = [part.id for part in turn.parts if isinstance(part, ToolUse)]
-        following = turns[index + 1] if index + 1 < len(turns) else None
-        answered = set(_result_ids(following.parts)) if following else set()
-        for call_id in asked:
-            if call_id not in answered:
-                raise InvalidRequestError(f"The tool call `{_show(call_id)}` has no result.", turn.param)
-    for index, turn in enumerate(turns):
-        results = list(_result_ids(turn.parts))
-        before = turns[index - 1] if index else None
-        asked = [part.id for part in before.parts if isinstance(part, ToolUse)] if before else []
-        for call_id in results:
-            if call_id not in asked:
-                raise InvalidRequestError(f"The tool result `{_show(call_id)}` answers no call of the turn before it.", turn.param)
-        if len(set(results)) != len(results):
-            raise InvalidRequestError("A tool call has two results.", turn.param)
+def _add_thinking(body: dict[str, Any], request: ChatRequest, turns: list[Turn], adjusted: list[str]) -> None:
+    thinking = request.thinking
+    if thinking is None:
+        return
+    built: dict[str, Any] = {"type": thinking.mode}
+    if thinking.mode == "enabled":
+        # The served model's ceiling may be lower than what the caller counted with.
+        budget = min(thinking.budget_tokens or _MIN_BUDGET, body["max_tokens"] - 1)
+        if budget < _MIN_BUDGET or answers_unsigned_calls(turns):
+            adjusted.append("thinking")
+            return
+        if budget != thinking.budget_tokens:
+            adjusted.append("thinking")
+        built["budget_tokens"] = budget
+    if thinking.display is not None:
+        built["display"] = thinking.display
+    body["thinking"] = built
 
 
-def _result_ids(parts: Iterable[Part]) -> Iterable[str]:
-    return (part.id for part in parts if isinstance(part, ToolResult))
+def _add_sampling(body: dict[str, Any], request: ChatRequest, traits: ModelTraits, adjusted: list[str]) -> None:
+    wanted = {"temperature": request.temperature, "top_p": request.top_p, "top_k": request.top_k}
+    given = {name: value for name, value in wanted.items() if value is not None}
+    # A model that reasons by a budget refuses them for this request, a newer model refuses them always.
+    if not traits.sampling or body.get("thinking", {}).get("type") == "enabled":
+        adjusted.extend(given)
+        return
+    if "temperature" in given:
+        if given["temperature"] > 1.0:
+            given["temperature"] = 1.0
+            adjusted.append("temperature")
+        if given.pop("top_p", None) is not None:
+            adjusted.append("top_p")  # both at once are refused
+    body.update(given)
 
 
-def _show(call_id: str) -> str:
-    """An id is the caller's own text: show it only in the form that ids have."""
-    return call_id if _TOOL_ID.match(call_id) and len(call_id) <= 64 else "(unprintable id)"
-
-
-def _message(turn: Turn, names: _ToolNames, last: bool) -> dict[str, Any]:
+def _messages(turn: Turn, names: ToolNames, traits: ModelTraits) -> list[dict[str, Any]]:
+    """One message; two where the turn ends in a system message and the model takes those."""
     parts = turn.parts
-    if turn.role == "user":
-        # The vendor wants tool results before anything else in the turn.
-        parts = tuple(sorted(parts, key=lambda part: not isinstance(part, ToolResult)))
-    elif last and isinstance(parts[-1], TextPart):
-        # The answer continues this text, and the vendor refuses it with white space at its end.
-        parts = (*parts[:-1], TextPart(parts[-1].text.rstrip(), parts[-1].cache_control))
-    return {"role": turn.role, "content": [_block(part, names) for part in parts]}
+    later: tuple[Part, ...] = ()
+    if traits.later_system:
+        # The vendor wants it directly after what the user said, and then the assistant's turn.
+        end = len(parts)
+        while end and isinstance(parts[end - 1], SystemPart):
+            end -= 1
+        if end:
+            parts, later = parts[:end], parts[end:]
+    messages: list[dict[str, Any]] = [{"role": turn.role, "content": [_block(part, names) for part in parts]}]
+    if later:
+        messages.append({"role": "system", "content": [_text(part) for part in later if isinstance(part, SystemPart)]})
+    return messages
 
 
 def _cached(block: dict[str, Any], cache_control: Json | None) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def _cached(block: dict[str, Any], cache_control: Json | None) -> dict[str, Any]
     return block
 
 
-def _text(part: TextPart) -> dict[str, Any]:
+def _text(part: TextPart | SystemPart) -> dict[str, Any]:
     return _cached({"type": "text", "text": part.text}, part.cache_control)
 
 
@@ -186,9 +190,11 @@ def _image(part: ImagePart) -> dict[str, Any]:
     return _cached({"type": "image", "source": source}, part.cache_control)
 
 
-def _block(part: Part, names: _ToolNames) -> dict[str, Any]:
+def _block(part: Part, names: ToolNames) -> dict[str, Any]:
     if isinstance(part, TextPart):
         return _text(part)
+    if isinstance(part, SystemPart):
+        return _text(wrapped_system(part))
     if isinstance(part, ImagePart):
         return _image(part)
     if isinstance(part, PdfPart):
@@ -202,9 +208,9 @@ def _block(part: Part, names: _ToolNames) -> dict[str, Any]:
     if isinstance(part, RedactedThinkingPart):
         return {"type": "redacted_thinking", "data": part.data}
     if isinstance(part, ToolUse):
-        block = {"type": "tool_use", "id": _safe_id(part.id), "name": names[part.name], "input": dict(part.arguments)}
+        block = {"type": "tool_use", "id": safe_id(part.id), "name": names[part.name], "input": dict(part.arguments)}
         return _cached(block, part.cache_control)
-    block = {"type": "tool_result", "tool_use_id": _safe_id(part.id)}
+    block = {"type": "tool_result", "tool_use_id": safe_id(part.id)}
     if part.is_error:
         block["is_error"] = True
     if part.parts:
@@ -212,14 +218,7 @@ def _block(part: Part, names: _ToolNames) -> dict[str, Any]:
     return _cached(block, part.cache_control)
 
 
-def _safe_id(call_id: str) -> str:
-    """Ids made by other vendors may hold characters this one refuses. The same id maps to the same."""
-    if _TOOL_ID.match(call_id):
-        return call_id
-    return f"call_{sha256(call_id.encode()).hexdigest()[:24]}"
-
-
-def _tools(request: ChatRequest, names: _ToolNames) -> dict[str, Any]:
+def _tools(request: ChatRequest, names: ToolNames) -> dict[str, Any]:
     tools = []
     for tool in request.tools:
         built: dict[str, Any] = {"name": names[tool.name], "input_schema": dict(tool.schema)}
@@ -230,8 +229,10 @@ def _tools(request: ChatRequest, names: _ToolNames) -> dict[str, Any]:
         tools.append(_cached(built, tool.cache_control))
     if not tools:
         # The vendor refuses tool calls in the history of a request without tools.
-        used = dict.fromkeys(part.name for turn in request.turns for part in turn.parts if isinstance(part, ToolUse))
-        tools = [{"name": names[name], "description": "No longer available.", "input_schema": {"type": "object"}} for name in used]
+        tools = [
+            {"name": names[name], "description": "No longer available.", "input_schema": {"type": "object"}}
+            for name in used_tool_names(request)
+        ]
         return {"tools": tools, "tool_choice": {"type": "none"}} if tools else {}
     choice: dict[str, Any] | None = None
     if request.tool_choice is not None:

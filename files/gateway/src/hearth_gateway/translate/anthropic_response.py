@@ -20,6 +20,7 @@ from hearth_gateway.translate.events import (
     ToolStart,
     Usage,
 )
+from hearth_gateway.translate.vendor_errors import interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
 
 _STOP_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
@@ -45,33 +46,6 @@ _ERROR_KINDS: dict[str, Kind] = {
     "timeout_error": Kind.UPSTREAM_TIMEOUT,
     "api_error": Kind.UPSTREAM_ERROR,
 }
-_STATUS_KINDS: dict[int, Kind] = {
-    400: Kind.UPSTREAM_INVALID_REQUEST,
-    401: Kind.UPSTREAM_AUTH,
-    402: Kind.UPSTREAM_AUTH,
-    403: Kind.UPSTREAM_AUTH,
-    404: Kind.UPSTREAM_MODEL_UNAVAILABLE,
-    408: Kind.UPSTREAM_TIMEOUT,
-    413: Kind.UPSTREAM_TOO_LARGE,
-    422: Kind.UPSTREAM_INVALID_REQUEST,
-    429: Kind.UPSTREAM_RATE_LIMITED,
-    504: Kind.UPSTREAM_TIMEOUT,
-    529: Kind.UPSTREAM_OVERLOADED,
-}
-_MESSAGES: dict[Kind, str] = {
-    Kind.UPSTREAM_INVALID_REQUEST: "The provider refused this request as invalid.",
-    Kind.UPSTREAM_TOO_LARGE: "The provider says this request is too large.",
-    Kind.UPSTREAM_AUTH: "The provider refused the gateway's own key. The operator has to look at it.",
-    Kind.UPSTREAM_MODEL_UNAVAILABLE: "The provider does not offer the configured model.",
-    Kind.UPSTREAM_RATE_LIMITED: "The provider's rate limit is reached. Please try again later.",
-    Kind.UPSTREAM_OVERLOADED: "The provider is overloaded. Please try again in a moment.",
-    Kind.UPSTREAM_TIMEOUT: "The provider took too long.",
-    Kind.UPSTREAM_ERROR: "The provider had an internal error. Please try again.",
-    Kind.UPSTREAM_PROTOCOL: "The provider sent something that is not an answer.",
-}
-
-_DEFAULT_RETRY_AFTER_S = 10
-_MAX_RETRY_AFTER_S = 3600
 
 
 def error_from_status(status: int, body: bytes, retry_after: str | None) -> GatewayError:
@@ -82,38 +56,13 @@ def error_from_status(status: int, body: bytes, retry_after: str | None) -> Gate
         kind, detail = _ERROR_KINDS.get(error["type"]), error["message"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         pass  # a proxy's HTML page, or nothing: the status has to do
-    if kind is None:
-        kind = _STATUS_KINDS.get(status)
-    if kind is None:
-        kind = Kind.UPSTREAM_ERROR if status >= 500 else Kind.UPSTREAM_PROTOCOL
-    return _error(kind, detail, _seconds(retry_after))
-
-
-def _error(kind: Kind, detail: object, retry_after_s: int | None) -> GatewayError:
-    message = _MESSAGES[kind]
-    if kind is Kind.UPSTREAM_INVALID_REQUEST and isinstance(detail, str):
-        # Only here the vendor's own words help: they say what the caller has to change. The core
-        # checks them against the prompt before they go out (core/redaction.py).
-        message = detail
-    if retry_after_s is None and kind in (Kind.UPSTREAM_OVERLOADED, Kind.UPSTREAM_ERROR):
-        retry_after_s = _DEFAULT_RETRY_AFTER_S
-    return GatewayError(kind, message, retry_after_s=retry_after_s)
-
-
-def _seconds(retry_after: str | None) -> int | None:
-    """Whole seconds. The other form the header may have, a date, is not sent by this vendor."""
-    try:
-        value = float(retry_after) if retry_after is not None else -1.0
-    except ValueError:
-        return None
-    return min(int(-(-value // 1)), _MAX_RETRY_AFTER_S) if value >= 0 else None
+    return vendor_error(kind or kind_of_status(status), detail, retry_after_seconds(retry_after))
 
 
 class MessageReader:
     """Reads one streamed answer, event by event.
 
-    ``names`` maps the tool names the vendor saw back to the caller's. ``ended`` is true once the
-    vendor itself said that the answer is complete; a stream that stops before is a fault.
+    ``names`` maps the tool names the vendor saw back to the caller's.
     """
 
     def __init__(self, names: dict[str, str]) -> None:
@@ -125,7 +74,6 @@ class MessageReader:
         self._block_type = ""
         self._block_had_arguments = False
         self._signature = ""
-        self.ended = False
 
     def read(self, data: bytes) -> list[Event]:
         """Events of one SSE event. Raises ``GatewayError`` for an error event or what is no event."""
@@ -144,15 +92,18 @@ class MessageReader:
                 self._take_stop(message["delta"])
                 return self._take_usage(message.get("usage"))
             if kind == "message_stop":
-                self.ended = True
                 return [self._end()]
             if kind == "error":
                 error = message["error"]
-                raise _error(_ERROR_KINDS.get(error["type"], Kind.UPSTREAM_ERROR), error.get("message"), None)
+                raise vendor_error(_ERROR_KINDS.get(error["type"], Kind.UPSTREAM_ERROR), error.get("message"))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             # `from None`: the exception's text holds the data that could not be parsed.
-            raise GatewayError(Kind.UPSTREAM_PROTOCOL, _MESSAGES[Kind.UPSTREAM_PROTOCOL]) from None
+            raise protocol_error() from None
         return [ALIVE]  # ping, and whatever the vendor adds later
+
+    def end(self) -> list[Event]:
+        """The connection ended in order. Only the event message_stop ends an answer."""
+        raise interrupted()
 
     def read_whole(self, body: bytes) -> list[Event]:
         """Events of an answer that came as one JSON document although a stream was asked for."""
@@ -167,11 +118,10 @@ class MessageReader:
                     self._block_had_arguments = True
                     events.append(ToolArguments(self._tools, orjson.dumps(block["input"]).decode()))
                 events += self._stop()
-            self.ended = True
             self._take_stop(message)
             return [*events, self._end()]
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
-            raise GatewayError(Kind.UPSTREAM_PROTOCOL, _MESSAGES[Kind.UPSTREAM_PROTOCOL]) from None
+            raise protocol_error() from None
 
     def _take_stop(self, fields: dict[str, Any]) -> None:
         self._stop_reason = fields.get("stop_reason") or self._stop_reason

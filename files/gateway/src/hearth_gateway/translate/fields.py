@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from hearth_gateway.errors import InvalidRequestError
-from hearth_gateway.translate.model import ChatRequest, TextPart, ToolResult
+from hearth_gateway.translate.model import ChatRequest, SystemPart, TextPart, ToolResult
 
 _T = TypeVar("_T")
 
@@ -83,13 +83,9 @@ def arguments_object(text: str) -> dict[str, Any]:
     return parsed if isinstance(parsed, dict) else {"value": parsed}
 
 
-def system_in_place(parts: tuple[TextPart, ...]) -> tuple[TextPart, ...]:
-    """A system message after the first turn, as part of the user's turn at the same place.
-
-    Moving it to the front would rewrite the beginning of the prompt: the vendor's cache misses and
-    the whole conversation is billed again.
-    """
-    return tuple(TextPart(f"<system-message>\n{part.text}\n</system-message>", part.cache_control) for part in parts)
+def system_in_place(parts: tuple[TextPart, ...]) -> tuple[SystemPart, ...]:
+    """A system message that is not at the beginning stays where it was said (T2)."""
+    return tuple(SystemPart(part.text, part.cache_control) for part in parts)
 
 
 def cache_control(part: dict[str, Any], param: str) -> dict[str, Any] | None:

@@ -39,6 +39,14 @@ class PdfPart:
 
 
 @dataclass(frozen=True, slots=True)
+class SystemPart:
+    """A system message in the middle of the conversation, where it was said. Part of a user's turn."""
+
+    text: str
+    cache_control: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ToolUse:
     """A call the assistant made earlier in the conversation."""
 
@@ -73,7 +81,7 @@ class RedactedThinkingPart:
     data: str
 
 
-Part = TextPart | ImagePart | PdfPart | ToolUse | ToolResult | ThinkingPart | RedactedThinkingPart
+Part = TextPart | ImagePart | PdfPart | SystemPart | ToolUse | ToolResult | ThinkingPart | RedactedThinkingPart
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +166,10 @@ class ChatRequest:
         found = [part.text for part in self.system]
         for turn in self.turns:
             for part in turn.parts:
-                if isinstance(part, TextPart):
+                if isinstance(part, TextPart | SystemPart | ThinkingPart):
                     found.append(part.text)
                 elif isinstance(part, ToolResult):
                     found.extend(inner.text for inner in part.parts if isinstance(inner, TextPart))
                 elif isinstance(part, ToolUse):
                     found.extend(str(value) for value in part.arguments.values())
-                elif isinstance(part, ThinkingPart):
-                    found.append(part.text)
         return found

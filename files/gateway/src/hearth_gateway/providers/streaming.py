@@ -1,0 +1,102 @@
+"""Reading a vendor's answer piece by piece: what the wire formats share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from typing import Protocol
+
+from hearth_gateway.errors import GatewayError
+from hearth_gateway.providers.base import Call
+from hearth_gateway.providers.http import PendingResponse, Response
+from hearth_gateway.translate.events import IDLE, End, Event
+from hearth_gateway.translate.sse import SseParser
+
+# A text event is a few hundred bytes; a signed thinking block can be large. More is a fault.
+_MAX_EVENT_BYTES = 4 * 1024 * 1024
+_MAX_ERROR_BYTES = 64 * 1024
+_MAX_WHOLE_BYTES = 32 * 1024 * 1024
+
+ErrorReader = Callable[[int, bytes, str | None], GatewayError]
+
+
+class Reader(Protocol):
+    """Turns the data of one answer into events. Each method raises ``GatewayError``."""
+
+    def read(self, data: bytes) -> list[Event]:
+        """Events of one SSE event."""
+
+    def read_whole(self, body: bytes) -> list[Event]:
+        """Events of an answer that came as one document."""
+
+    def end(self) -> list[Event]:
+        """The body has ended: the last events, or a fault if the answer is not complete."""
+
+
+def answer(pending: PendingResponse, call: Call, reader: Reader, error: ErrorReader) -> Iterator[Event]:
+    """Events of the answer to a request that is on its way. ``error`` reads status, body and Retry-After."""
+    response = yield from wait(pending, call)
+    try:
+        if response.status != 200:
+            body = yield from read_up_to(response, _MAX_ERROR_BYTES, call)
+            raise error(response.status, body, response.headers.get("retry-after"))
+        content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if content_type == "application/json":
+            # Asked for a stream, got a document: some servers and proxies do that.
+            yield from reader.read_whole((yield from read_up_to(response, _MAX_WHOLE_BYTES, call)))
+        else:
+            yield from _read_stream(response, reader, call)
+    finally:
+        response.close()
+
+
+def wait(pending: PendingResponse, call: Call) -> Generator[Event, None, Response]:
+    """The response (the generator's return value), yielding ``Idle`` until it is there."""
+    response: Response | None = None
+    try:
+        while (response := pending.wait(call.patience_s())) is None:
+            yield IDLE
+    finally:
+        if response is None:
+            pending.close()
+    return response
+
+
+def _read_stream(response: Response, reader: Reader, call: Call) -> Iterator[Event]:
+    parser = SseParser(_MAX_EVENT_BYTES)
+    while True:
+        chunk = response.read(call.patience_s())
+        if chunk is None:
+            yield IDLE
+            continue
+        for _, data in parser.feed(chunk) if chunk else parser.end():
+            for event in reader.read(data):
+                if isinstance(event, End):
+                    _finish_body(response)
+                yield event
+                if isinstance(event, End):
+                    return
+        if not chunk:
+            yield from reader.end()
+            return
+
+
+def _finish_body(response: Response) -> None:
+    """Read the few framing bytes after the last event, so that the connection can be used again."""
+    try:
+        while response.read(0.02):
+            pass
+    except GatewayError:
+        pass  # the answer is complete; a connection broken after it is no fault of the answer
+
+
+def read_up_to(response: Response, limit: int, call: Call) -> Generator[Event, None, bytes]:
+    """Collect a body (the generator's return value), yielding ``Idle`` meanwhile."""
+    body = bytearray()
+    while True:
+        chunk = response.read(call.patience_s())
+        if chunk is None:
+            yield IDLE
+            continue
+        body += chunk
+        if not chunk or len(body) > limit:
+            return bytes(body[:limit])
