@@ -24,7 +24,13 @@ _STREAM_HEADERS = {
 
 
 class Encoder(Protocol):
-    """Turns events into the bytes of one stream; ``b""`` for an event that shows nothing."""
+    """Turns events into the bytes of one stream; ``b""`` for an event that shows nothing.
+
+    ``heartbeat`` is what may be sent now, between two events, to show that the stream is alive.
+    """
+
+    @property
+    def heartbeat(self) -> bytes: ...
 
     def encode(self, event: Event) -> bytes: ...
 
@@ -39,24 +45,38 @@ class Collector(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """One client format. ``error`` is the last event of a stream that failed; nothing may follow it."""
+    """One client format. ``error`` makes, from the fault and the request's id, the last event of a stream
+    that failed; nothing may follow it."""
 
     encoder: Callable[[Exchange], Encoder]
     collector: Callable[[Exchange], Collector]
-    error: Callable[[GatewayError], bytes]
-    heartbeat: bytes
+    error: Callable[[GatewayError, str], bytes]
 
 
 def answer(exchange: Exchange, wire: Format, headers_after_s: float, log: Log) -> HearthResponse:
     """Run the exchange, or hand it to the server as a stream. Takes care that it is closed."""
     try:
+        exchange.fallback = _wants_fallback()
+        exchange.listening = request.environ.get("hearth.listening", exchange.listening)
         if not exchange.request.stream:
             return _whole(exchange, wire)
         ready = exchange.wait_for_content(headers_after_s)
         return HearthResponse(_Stream(exchange, wire, log), 200, _headers(exchange, ready) | _STREAM_HEADERS)
+    except GatewayError as error:
+        error.headers = _headers(exchange, exchange.attempts > 0) | error.headers
+        exchange.close()
+        raise
     except BaseException:
         exchange.close()
         raise
+
+
+def _wants_fallback() -> bool:
+    """``x-hearth-no-fallback: true`` asks the first provider and nobody else. Raises ``GatewayError``."""
+    value = request.headers.get("x-hearth-no-fallback", "false").lower()
+    if value not in ("true", "false"):
+        raise InvalidRequestError("The header must be `true` or `false`.", "x-hearth-no-fallback")
+    return value == "false"
 
 
 def _whole(exchange: Exchange, wire: Format) -> HearthResponse:
@@ -70,12 +90,14 @@ def _whole(exchange: Exchange, wire: Format) -> HearthResponse:
 
 
 def _headers(exchange: Exchange, settled: bool) -> dict[str, str]:
-    headers = {"x-request-id": exchange.id}
+    headers: dict[str, str] = {}
     if settled:
         # Before the first content another provider may still take over: then these would be wrong.
         headers["x-hearth-provider"] = exchange.target.provider.name
         headers["x-hearth-model"] = exchange.target.model
         headers["x-hearth-attempts"] = str(exchange.attempts)
+    if exchange.failed_over:
+        headers["x-hearth-failover"] = ",".join(f"{provider}={reason}" for provider, reason in exchange.failed_over)
     if exchange.request.ignored:
         headers["x-hearth-ignored"] = ",".join(exchange.request.ignored)
     if exchange.adjusted:
@@ -119,22 +141,22 @@ class _Stream:
             try:
                 event = next(self._exchange)
                 if isinstance(event, Idle):
-                    return self._wire.heartbeat
+                    return self._encoder.heartbeat
                 piece = self._encoder.encode(event)
             except StopIteration:
                 self._over = True
                 self.close()
                 raise
             except GatewayError as error:
-                # No [DONE] after this: a client must not take half an answer for a whole one.
+                # Nothing that ends a stream well may follow: half an answer must not pass for a whole one.
                 self._over = True
                 self.close()
-                return self._wire.error(error)
+                return self._wire.error(error, self._exchange.id)
             except Exception as error:
                 self._log.unexpected(error)
                 self._over = True
                 self.close()
-                return self._wire.error(GatewayError(Kind.INTERNAL, "The gateway had an internal error."))
+                return self._wire.error(GatewayError(Kind.INTERNAL, "The gateway had an internal error."), self._exchange.id)
             if piece:
                 return piece
         raise StopIteration

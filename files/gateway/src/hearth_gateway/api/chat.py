@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions and GET /v1/models."""
+"""POST /v1/chat/completions: OpenAI's format."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from flask import Blueprint
 
 from hearth_gateway.api.answering import Format, answer, json_body
 from hearth_gateway.api.door import Door
-from hearth_gateway.api.responses import HearthResponse, json_response
+from hearth_gateway.api.responses import HearthResponse, request_id
 from hearth_gateway.config import ServerConfig
 from hearth_gateway.core.conversation import ChatService, Exchange
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.translate.events import Event
 from hearth_gateway.translate.openai_request import parse_chat_request
-from hearth_gateway.translate.openai_response import HEARTBEAT, ChunkEncoder, Collector, encode_error
+from hearth_gateway.translate.openai_response import ChunkEncoder, Collector, encode_error
 
 
 class _Completion:
@@ -37,32 +37,16 @@ def _chunks(exchange: Exchange) -> ChunkEncoder:
     return ChunkEncoder(f"chatcmpl-{exchange.id}", exchange.created, asked.alias, asked.include_usage)
 
 
-_FORMAT = Format(encoder=_chunks, collector=_Completion, error=encode_error, heartbeat=HEARTBEAT)
+_FORMAT = Format(encoder=_chunks, collector=_Completion, error=encode_error)
 
 
-def create_blueprint(service: ChatService, door: Door, server: ServerConfig, started_at: int, log: Log) -> Blueprint:
-    """``started_at`` (Unix seconds) is what the model list reports as `created`."""
-    blueprint = Blueprint("openai", __name__)
-
-    @blueprint.get("/v1/models")
-    def list_models() -> HearthResponse:
-        door.caller()
-        models = [
-            {
-                "id": alias,
-                "object": "model",
-                "created": started_at,
-                "owned_by": targets[0].provider.name,
-                "hearth": {"demo": targets[0].provider.is_demo},
-            }
-            for alias, targets in service.routes.items()
-        ]
-        return json_response({"object": "list", "data": models})
+def create_blueprint(service: ChatService, door: Door, server: ServerConfig, log: Log) -> Blueprint:
+    blueprint = Blueprint("chat", __name__)
 
     @blueprint.post("/v1/chat/completions")
     def create_chat_completion() -> HearthResponse:
         caller = door.caller()
         chat = parse_chat_request(json_body(server.max_body_bytes))
-        return answer(service.start(chat, caller), _FORMAT, server.headers_after_s, log)
+        return answer(service.start(chat, caller, request_id()), _FORMAT, server.headers_after_s, log)
 
     return blueprint

@@ -415,7 +415,7 @@ def _tool_choice(value: dict[str, Any] | None, tools: tuple[Tool, ...]) -> tuple
         raise InvalidRequestError("`type` must be one of auto, any, tool, none.", "tool_choice.type")
     if mode != "none" and not tools:
         raise InvalidRequestError("`tool_choice` needs `tools`.", "tool_choice")
-    if mode == "tool" and name not in {tool.name for tool in tools}:
+    if mode == "tool" and name not in [tool.name for tool in tools]:
         raise InvalidRequestError("`tool_choice` names a tool that is not in `tools`.", "tool_choice.name")
     disable = value.get("disable_parallel_tool_use")
     if not isinstance(disable, bool | None):

@@ -35,6 +35,8 @@ def usage_object(usage: Usage) -> dict[str, Any]:
 class ChunkEncoder:
     """One streamed answer. ``created`` is Unix seconds, ``model`` the name the caller asked for."""
 
+    heartbeat = HEARTBEAT
+
     def __init__(self, completion_id: str, created: int, model: str, include_usage: bool) -> None:
         self._head = {
             "id": completion_id,
@@ -87,7 +89,7 @@ class ChunkEncoder:
         return _sse(chunk)
 
 
-def encode_error(error: GatewayError) -> bytes:
+def encode_error(error: GatewayError, _request_id: str = "") -> bytes:
     """An error after the first content. No ``[DONE]`` may follow: the answer is not complete."""
     return _sse(error.body())
 

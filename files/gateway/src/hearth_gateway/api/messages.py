@@ -1,0 +1,54 @@
+"""POST /v1/messages: Anthropic's format."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint
+
+from hearth_gateway.api.answering import Format, answer, json_body
+from hearth_gateway.api.door import Door
+from hearth_gateway.api.responses import HearthResponse, request_id
+from hearth_gateway.config import ServerConfig
+from hearth_gateway.core.conversation import ChatService, Exchange
+from hearth_gateway.telemetry.log import Log
+from hearth_gateway.translate.events import Event
+from hearth_gateway.translate.messages_request import parse_messages_request
+from hearth_gateway.translate.messages_response import MessageCollector, MessageEncoder, encode_error
+
+
+class _Message:
+    """The body of an answer that is not streamed."""
+
+    def __init__(self, exchange: Exchange) -> None:
+        self._exchange = exchange
+        self._collector = MessageCollector()
+
+    def add(self, event: Event) -> None:
+        self._collector.add(event)
+
+    def body(self) -> dict[str, Any]:
+        return self._collector.message(_id(self._exchange), self._exchange.request.alias)
+
+
+def _id(exchange: Exchange) -> str:
+    return f"msg_{exchange.id}"
+
+
+def _events(exchange: Exchange) -> MessageEncoder:
+    return MessageEncoder(_id(exchange), exchange.request.alias)
+
+
+_FORMAT = Format(encoder=_events, collector=_Message, error=encode_error)
+
+
+def create_blueprint(service: ChatService, door: Door, server: ServerConfig, log: Log) -> Blueprint:
+    blueprint = Blueprint("messages", __name__)
+
+    @blueprint.post("/v1/messages")
+    def create_message() -> HearthResponse:
+        caller = door.caller()
+        chat = parse_messages_request(json_body(server.max_body_bytes))
+        return answer(service.start(chat, caller, request_id()), _FORMAT, server.headers_after_s, log)
+
+    return blueprint
