@@ -116,6 +116,13 @@ class OpenAIProviderConfig(_Section):
         default=False,
         description="Fetch https images here and send their bytes, for models that take no addresses (Bedrock).",
     )
+    litellm_extensions: bool = Field(
+        default=True,
+        description="The server takes LiteLLM's cache_control and thinking_blocks; they are sent only when a caller gives them.",
+    )
+    max_tokens_field: Literal["max_tokens", "max_completion_tokens"] = Field(
+        default="max_tokens", description="The field that limits an answer; OpenAI's own newer models know the longer one only."
+    )
 
 
 class DemoProviderConfig(_Section):
@@ -136,6 +143,14 @@ class TargetConfig(_Section):
     model: str = Field(min_length=1, max_length=200, description="The vendor's own name for the model.")
     max_output_tokens: int | None = Field(
         default=None, ge=1, description="Ceiling for one answer. Needed for models the gateway does not know."
+    )
+    sampling: bool | None = Field(default=None, description="Whether it takes temperature and top_p. Known for Anthropic's models.")
+    reasoning: Literal["none", "budget", "adaptive", "effort"] | None = Field(
+        default=None,
+        description="How it is asked to reason: budget or adaptive at Anthropic, effort at OpenAI. Known for Anthropic's models.",
+    )
+    later_system: bool | None = Field(
+        default=None, description="Whether it takes system messages in mid-conversation. Known for Anthropic's models."
     )
 
 
@@ -461,6 +476,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
                     f"{where}.max_output_tokens",
                     f"is needed: the ceiling of {target.model!r} is not known here; the vendor's page has it",
                 )
+    yield from _reasoning_checks(config)
     yield from _endpoint_checks(config, names)
     for name in config.system_prompts:
         if name not in config.models:
@@ -475,6 +491,20 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
     for field in ("connect_s", "first_token_s", "idle_s"):
         if getattr(timeouts, field) > timeouts.total_s:
             yield Problem(f"timeouts.{field}", "must not be longer than timeouts.total_s")
+
+
+def _reasoning_checks(config: Config) -> Iterator[Problem]:
+    kinds: dict[str, str] = {provider.name: provider.kind for provider in config.providers}
+    ways = {"anthropic": ("none", "budget", "adaptive"), "openai": ("none", "effort")}
+    for alias, targets in config.models.items():
+        for index, target in enumerate(targets):
+            possible = ways.get(kinds.get(target.provider, ""))
+            if target.reasoning is not None and possible is not None and target.reasoning not in possible:
+                yield Problem(f"models.{alias}[{index}].reasoning", f"must be {_or(possible)} for this provider")
+
+
+def _or(words: tuple[str, ...]) -> str:
+    return f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def _endpoint_checks(config: Config, names: list[str]) -> Iterator[Problem]:
