@@ -9,18 +9,17 @@ gateway is either a plain URL, or the API server's service proxy with the creden
 from __future__ import annotations
 
 import base64
-import binascii
 import http.client
 import json
 import socket
 import ssl
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from ansible_collections.homelab.hearth.plugins.module_utils._kubeconfig import ApiServer
 
 # How much of a body that is not an answer goes into a message.
 EXCERPT_CHARS = 300
@@ -44,6 +43,11 @@ class Target:
         return "/api/v1/namespaces/" in self.base
 
 
+def through(api: ApiServer, namespace: str, service: str, port: int) -> Target:
+    """The service proxy: the API server opens the connection to the service and passes the stream on."""
+    return Target(f"{api.url}/api/v1/namespaces/{namespace}/services/{service}:{port}/proxy", api.context, api.headers)
+
+
 @dataclass(frozen=True)
 class Answer:
     """One streamed answer. Times are milliseconds since the request was sent."""
@@ -57,90 +61,6 @@ class Answer:
     chunks: int
     # Separate arrivals on the wire that carried words: a buffer in between turns many chunks into one arrival.
     arrivals: int
-
-
-# ---------------------------------------------------------------------------------------------- kubeconfig
-
-
-def _pem(entry: dict[str, Any], name: str, directory: Path) -> str | None:
-    """PEM text of `name` in a kubeconfig entry: inline as `<name>-data` (base64), else the file it names."""
-    inline = entry.get(f"{name}-data")
-    if inline:
-        try:
-            return base64.b64decode(inline, validate=True).decode()
-        except (binascii.Error, UnicodeDecodeError):
-            raise AskError(f"{name}-data in the kubeconfig is not base64 of PEM text") from None
-    named = entry.get(name)
-    if not named:
-        return None
-    try:
-        # Relative names count from the kubeconfig's own directory, as kubectl does it.
-        return (directory / str(named)).read_text()
-    except OSError as error:
-        raise AskError(f"{name} of the kubeconfig cannot be read: {error}") from None
-
-
-def _named(entries: Any, name: str, kind: str) -> dict[str, Any]:
-    for entry in entries or []:
-        if entry.get("name") == name:
-            found = entry.get(kind)
-            return dict(found) if found else {}
-    raise AskError(f"the kubeconfig has no {kind} named {name!r}")
-
-
-@dataclass(frozen=True)
-class ApiServer:
-    """The API server of a kubeconfig's current context, and the credentials for it."""
-
-    url: str
-    context: ssl.SSLContext
-    headers: dict[str, str]
-
-    def service(self, namespace: str, name: str, port: int) -> Target:
-        """The service proxy: the API server opens the connection to the service and passes the stream on."""
-        return Target(f"{self.url}/api/v1/namespaces/{namespace}/services/{name}:{port}/proxy", self.context, self.headers)
-
-
-def read_kubeconfig(path: Path, parse: Callable[[str], Any], context_name: str | None = None) -> ApiServer:
-    """Read a kubeconfig with a client certificate or a token.
-
-    :param parse: a YAML loader; given by the caller so that this file needs nothing but Python.
-    :raises AskError: missing or broken file, or credentials of another kind.
-    """
-    try:
-        config = parse(path.read_text())
-    except FileNotFoundError:
-        raise AskError(f"there is no kubeconfig at {path}: deploy the cluster first, or name another file") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise AskError(f"the kubeconfig {path} cannot be read: {error}") from None
-    if not isinstance(config, dict):
-        raise AskError(f"{path} is not a kubeconfig")
-    chosen = _named(config.get("contexts"), context_name or str(config.get("current-context")), "context")
-    cluster = _named(config.get("clusters"), str(chosen.get("cluster")), "cluster")
-    user = _named(config.get("users"), str(chosen.get("user")), "user")
-    server = str(cluster.get("server") or "").rstrip("/")
-    if not server.startswith("https://"):
-        raise AskError(f"the kubeconfig {path} names no https server")
-
-    ca = _pem(cluster, "certificate-authority", path.parent)
-    context = ssl.create_default_context(cadata=ca) if ca else ssl.create_default_context()
-    certificate, key = _pem(user, "client-certificate", path.parent), _pem(user, "client-key", path.parent)
-    headers = {}
-    if certificate and key:
-        # OpenSSL loads a key from a file only; the directory is 0700 and gone a moment later.
-        with tempfile.TemporaryDirectory(prefix="hearth-ask-") as directory:
-            pair = Path(directory) / "client.pem"
-            pair.touch(mode=0o600)
-            pair.write_text(f"{certificate}\n{key}")
-            try:
-                context.load_cert_chain(pair)
-            except ssl.SSLError as error:
-                raise AskError(f"the client certificate of {path} cannot be used: {error.reason}") from None
-    elif user.get("token"):
-        headers["Authorization"] = f"Bearer {user['token']}"
-    else:
-        raise AskError(f"the kubeconfig {path} holds neither a client certificate nor a token for its user")
-    return ApiServer(server, context, headers)
 
 
 # ---------------------------------------------------------------------------------------------- HTTP

@@ -1,54 +1,44 @@
 # Copyright (c) The Hearth developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""The only file that knows the Kubernetes client: a few verbs over kubernetes.core's client.
+"""The only file that talks to the API server about objects: a few verbs over one kept connection.
 
-kubernetes.core gives the connection (kubeconfig, `K8S_AUTH_*` variables, discovery with its cache) and the
-server-side dry run in check mode. Objects go in and out as plain dictionaries. Every failure is a ClusterError
-whose text is one sentence; only a module's `main` turns it into `fail_json`.
+Standard library and PyYAML. The Kubernetes client does the same, but importing it, kubernetes.core around it and its
+discovery cost two seconds in every task (decision 9). Objects go in and out as plain dictionaries. Every failure is a
+ClusterError whose text is one sentence; only a module's `main` turns it into `fail_json`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import os
 import socket
+import ssl
+import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlencode, urlsplit
 
-from ansible_collections.kubernetes.core.plugins.module_utils.k8s.client import get_api_client
-from ansible_collections.kubernetes.core.plugins.module_utils.k8s.core import AnsibleK8SModule
-from ansible_collections.kubernetes.core.plugins.module_utils.k8s.exceptions import CoreException
+from ansible.module_utils.basic import AnsibleModule, missing_required_lib
+from ansible_collections.homelab.hearth.plugins.module_utils._kubeconfig import KubeconfigError, read_kubeconfig
 
 try:
     import yaml
-    from kubernetes.client.exceptions import ApiException
-    from kubernetes.dynamic.exceptions import DynamicApiError, ResourceNotFoundError
-    from urllib3.exceptions import HTTPError
 except ImportError:
-    # AnsibleK8SModule reports what is missing before any of these is needed.
     yaml = None  # type: ignore[assignment]
-
-    class ApiException(Exception):  # type: ignore[no-redef]
-        pass
-
-    class DynamicApiError(Exception):  # type: ignore[no-redef]
-        pass
-
-    class ResourceNotFoundError(Exception):  # type: ignore[no-redef]
-        pass
-
-    class HTTPError(Exception):  # type: ignore[no-redef]
-        pass
-
 
 Object = dict[str, Any]
 
-# Options of every module that talks to a cluster. kubernetes.core hides the kubeconfig's *path* too, and with it
-# every message that names it; a path is no secret.
+# Options of every module that talks to a cluster; documented in the fragment `kubeconfig`.
 AUTH_SPEC: dict[str, Any] = {"kubeconfig": {"type": "path"}, "context": {"type": "str"}}
 
 CONNECT_TIMEOUT_S = 5.0
+# Writes to a busy single node with a slow disk take seconds; a server that is silent for this long is not coming back.
+ANSWER_TIMEOUT_S = 60.0
+# How often a request is sent again that the API server asks to repeat (too many requests, or just starting).
+ATTEMPTS = 4
+LONGEST_PAUSE_S = 10.0
 
 
 class ClusterError(Exception):
@@ -63,12 +53,20 @@ class NoClusterError(ClusterError):
     """There is no cluster to talk to: no kubeconfig, or nobody answers at its address."""
 
 
+class Refusal(Exception):
+    """An answer of the API server that is no success."""
+
+    def __init__(self, status: int, reason: str, body: bytes, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.status, self.reason, self.body, self.retry_after_s = status, reason, body, retry_after_s
+
+
 def _explain(error: Any) -> str:
     """The message of the API's Status object, which names object and field, or the bare reason."""
     try:
         message = json.loads(error.body)["message"]
     except (ValueError, KeyError, TypeError):
-        message = getattr(error, "reason", None)
+        message = error.reason
     return f"HTTP {error.status}: {message}"
 
 
@@ -101,130 +99,218 @@ def _require_listener(host: str, port: int) -> None:
         ) from None
 
 
+def _load_yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(type(error).__name__) from None
+
+
+def _kubeconfig_path(given: str | None) -> Path:
+    """The file given, else what the environment names, else kubectl's own.
+
+    :raises NoClusterError: there is none.
+    """
+    path = given or os.environ.get("K8S_AUTH_KUBECONFIG")
+    if not path:
+        named = [entry for entry in os.environ.get("KUBECONFIG", "").split(os.pathsep) if entry]
+        path = next((entry for entry in named if Path(entry).is_file()), named[0] if named else "~/.kube/config")
+    found = Path(path).expanduser()
+    if not found.is_file():
+        raise NoClusterError(f"there is no kubeconfig at {found}: deploy the cluster first, or name another file")
+    return found
+
+
+class Connection:
+    """JSON requests over one connection that is kept, and opened again when the server closed it in between."""
+
+    def __init__(self, url: str, context: ssl.SSLContext, headers: dict[str, str]) -> None:
+        """Connect.
+
+        :raises OSError: nobody answers, or not with a certificate that is trusted.
+        """
+        parts = urlsplit(url)
+        self._prefix, self._headers = parts.path, headers
+        self._http = http.client.HTTPSConnection(str(parts.hostname), parts.port, timeout=ANSWER_TIMEOUT_S, context=context)
+        self._http.connect()
+
+    def request(self, method: str, path: str, body: Any = None, content_type: str = "application/json") -> bytes:
+        """Send one request and return the body of its answer.
+
+        :raises Refusal: any status but success.
+        :raises OSError: no answer.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return self._once(method, path, body, content_type)
+            except Refusal as refusal:
+                # 429 and, while it starts, 503: with Retry-After nothing was done yet.
+                if refusal.retry_after_s is None or attempt == ATTEMPTS:
+                    raise
+                time.sleep(min(refusal.retry_after_s, LONGEST_PAUSE_S))
+            except (http.client.HTTPException, ConnectionError, ssl.SSLError) as error:
+                self._http.close()
+                # A kept connection may have been closed meanwhile. A POST may have been carried out: that is not repeated.
+                if method == "POST" or attempt > 1:
+                    raise OSError(str(error) or type(error).__name__) from error
+        raise AssertionError("the last attempt returns or raises")
+
+    def _once(self, method: str, path: str, body: Any, content_type: str) -> bytes:
+        headers = {**self._headers, "Accept": "application/json"}
+        payload = None
+        if body is not None:
+            payload, headers["Content-Type"] = json.dumps(body).encode(), content_type
+        try:
+            self._http.request(method, self._prefix + path, payload, headers)
+            response = self._http.getresponse()
+            content = response.read()
+        except TimeoutError:
+            # What still comes would be taken for the answer to the next request.
+            self._http.close()
+            raise
+        if http.client.OK <= response.status < http.client.MULTIPLE_CHOICES:
+            return content
+        pause = None
+        with contextlib.suppress(ValueError):
+            pause = float(response.headers.get("Retry-After", ""))
+        raise Refusal(response.status, response.reason, content, pause)
+
+
 class Cluster:
     """A few verbs. With `dry_run` (check mode) writes are checked by the API server and not stored."""
 
-    def __init__(self, module: AnsibleK8SModule, field_manager: str) -> None:
+    def __init__(self, module: AnsibleModule, field_manager: str) -> None:
         """Connect.
 
         :raises NoClusterError: no kubeconfig, or nobody answers within 5 s.
-        :raises ClusterError: credentials refused, or another answer that is no API server's.
+        :raises ClusterError: a kubeconfig that cannot be used.
         """
-        kubeconfig = module.params["kubeconfig"] or os.environ.get("K8S_AUTH_KUBECONFIG")
-        if kubeconfig:
-            if not Path(kubeconfig).is_file():
-                raise NoClusterError(f"there is no kubeconfig at {kubeconfig}: deploy the cluster first, or name another file")
-            _require_listener(*api_address(kubeconfig, module.params["context"]))
+        if yaml is None:
+            raise ClusterError(missing_required_lib("PyYAML"))
+        path, context = _kubeconfig_path(module.params["kubeconfig"]), module.params["context"]
+        _require_listener(*api_address(str(path), context))
         self.field_manager = field_manager
         try:
-            self._client = get_api_client(module=module)
-        except CoreException as error:
-            raise NoClusterError(str(error)) from None
-        except (ApiException, DynamicApiError) as error:
-            raise ClusterError(f"the API server refuses the kubeconfig's credentials ({_explain(error)})", error.status) from None
-        except (HTTPError, OSError) as error:
+            server = read_kubeconfig(path, _load_yaml, context)
+            self._connection = Connection(server.url, server.context, server.headers)
+        except KubeconfigError as error:
+            raise ClusterError(str(error)) from None
+        except ssl.SSLCertVerificationError as error:
+            raise NoClusterError(f"the certificate of the API server is not trusted: {error.verify_message}") from None
+        except OSError as error:
             raise NoClusterError(f"the API server does not answer: {error}") from None
-        self.dry_run: bool = self._client.dry_run
+        self.dry_run: bool = module.check_mode
+        self._kinds: dict[str, dict[str, tuple[str, bool]]] = {}
 
-    def _resource(self, api_version: str, kind: str) -> Any:
-        try:
-            return self._client.resource(kind, api_version)
-        except ResourceNotFoundError:
-            raise ClusterError(f"the cluster knows no {kind} of {api_version}", 404) from None
+    # --- addresses
 
-    def _call(self, doing: str, verb: Any, **arguments: Any) -> Any:
+    def _collection(self, api_version: str, kind: str, namespace: str | None) -> str:
+        """The address of all objects of a kind, in a namespace when it has one and one is given.
+
+        :raises ClusterError: the cluster does not know the kind.
+        """
+        base = f"/apis/{api_version}" if "/" in api_version else f"/api/{api_version}"
+        if api_version not in self._kinds:
+            try:
+                listed = json.loads(self._call(f"look up {api_version}", "GET", base))["resources"]
+            except ClusterError as error:
+                if error.status != http.client.NOT_FOUND:
+                    raise
+                listed = []
+            # Names with a slash are parts of other objects: deployments/scale.
+            self._kinds[api_version] = {r["kind"]: (r["name"], r["namespaced"]) for r in listed if "/" not in r["name"]}
+        if kind not in self._kinds[api_version]:
+            raise ClusterError(f"the cluster knows no {kind} of {api_version}", http.client.NOT_FOUND)
+        plural, namespaced = self._kinds[api_version][kind]
+        return f"{base}/namespaces/{quote(namespace, safe='')}/{plural}" if namespace and namespaced else f"{base}/{plural}"
+
+    def _address(self, definition: Object) -> str:
+        meta = definition["metadata"]
+        collection = self._collection(definition["apiVersion"], definition["kind"], meta.get("namespace"))
+        return f"{collection}/{quote(meta['name'], safe='')}"
+
+    def _call(self, doing: str, method: str, path: str, body: Any = None, content_type: str = "application/json") -> bytes:
         try:
-            return verb(**arguments)
-        except (ApiException, DynamicApiError) as error:
-            raise ClusterError(f"cannot {doing}: {_explain(error)}", int(error.status or 0)) from None
-        except (HTTPError, OSError) as error:
+            return self._connection.request(method, path, body, content_type)
+        except Refusal as error:
+            if error.status == http.client.UNAUTHORIZED:
+                raise ClusterError(f"the API server refuses the kubeconfig's credentials ({_explain(error)})", error.status) from None
+            raise ClusterError(f"cannot {doing}: {_explain(error)}", error.status) from None
+        except OSError as error:
             raise ClusterError(f"cannot {doing}: the API server does not answer ({error})") from None
 
-    def _writing(self) -> dict[str, Any]:
-        options: dict[str, Any] = {"field_manager": self.field_manager}
-        return {**options, "dry_run": "All"} if self.dry_run else options
-
     @staticmethod
-    def _title(kind: str, namespace: str | None, name: str) -> str:
-        return f"{kind} {namespace}/{name}" if namespace else f"{kind} {name}"
+    def _title(definition: Object) -> str:
+        kind, meta = definition["kind"], definition["metadata"]
+        return f"{kind} {meta['namespace']}/{meta['name']}" if meta.get("namespace") else f"{kind} {meta['name']}"
+
+    # --- reading
 
     def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Object | None:
         """One object, or None when it (or its namespace) does not exist."""
-        resource = self._resource(api_version, kind)
+        wanted = {"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}}
+        # Outside, so that a kind that nobody knows is told, and not taken for an object that is not there.
+        address = self._address(wanted)
         try:
-            found = self._call(f"read {self._title(kind, namespace, name)}", resource.get, name=name, namespace=namespace, serialize=False)
+            found = self._call(f"read {self._title(wanted)}", "GET", address)
         except ClusterError as error:
-            if error.status == 404:
+            if error.status == http.client.NOT_FOUND:
                 return None
             raise
-        return dict(json.loads(found.data))
+        return dict(json.loads(found))
 
     def find(self, api_version: str, kind: str, selector: str, namespace: str | None = None) -> list[Object]:
         """All objects of a kind with the labels; none when the cluster does not know the kind."""
+        if not self.knows(api_version, kind):
+            return []
+        address = self._collection(api_version, kind, namespace)
+        found = self._call(f"list {kind}", "GET", f"{address}?{urlencode({'labelSelector': selector})}")
+        # A list leaves kind and version out of its items.
+        return [{"apiVersion": api_version, "kind": kind, **item} for item in json.loads(found).get("items") or []]
+
+    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int) -> list[str]:
+        """The last lines that a container wrote; empty when there are none to be had."""
+        query = {"container": container, "tailLines": lines, **({"previous": "true"} if previous else {})}
+        address = self._address({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": namespace}})
         try:
-            resource = self._resource(api_version, kind)
+            found = self._call(f"read the log of {namespace}/{pod}", "GET", f"{address}/log?{urlencode(query)}")
         except ClusterError:
             return []
-        found = self._call(f"list {kind}", resource.get, namespace=namespace, label_selector=selector, serialize=False)
-        # A list leaves kind and version out of its items.
-        return [{"apiVersion": api_version, "kind": kind, **item} for item in json.loads(found.data).get("items") or []]
+        return found.decode(errors="replace").splitlines()
+
+    # --- writing
+
+    def _write(
+        self, doing: str, method: str, definition: Object, address: str, content_type: str = "application/json", **query: str
+    ) -> Object:
+        options = {"fieldManager": self.field_manager, **query, **({"dryRun": "All"} if self.dry_run else {})}
+        path = f"{address}?{urlencode(options)}"
+        return dict(json.loads(self._call(f"{doing} {self._title(definition)}", method, path, definition, content_type)))
 
     def apply(self, definition: Object) -> Object:
         """Server-side apply; the object as the API server stores it, or would store it.
 
         Fields that the definition names are taken over from whoever else set them: a change by hand is undone.
         """
-        meta = definition["metadata"]
-        resource = self._resource(definition["apiVersion"], definition["kind"])
-        stored = self._call(
-            f"apply {self._title(definition['kind'], meta.get('namespace'), meta['name'])}",
-            resource.server_side_apply,
-            body=definition, namespace=meta.get("namespace"), force_conflicts=True, serialize=False, **self._writing(),
-        )  # fmt: skip
-        return dict(json.loads(stored.data))
+        # JSON is YAML; the media type for JSON alone is younger than some servers.
+        return self._write("apply", "PATCH", definition, self._address(definition), "application/apply-patch+yaml", force="true")
 
     def create(self, definition: Object) -> Object:
         """Create; a ClusterError with status 409 when it exists already."""
-        meta = definition["metadata"]
-        resource = self._resource(definition["apiVersion"], definition["kind"])
-        doing = f"create {self._title(definition['kind'], meta.get('namespace'), meta['name'])}"
-        namespace = meta.get("namespace")
-        stored = self._call(doing, resource.create, body=definition, namespace=namespace, serialize=False, **self._writing())
-        return dict(json.loads(stored.data))
+        namespace = definition["metadata"].get("namespace")
+        return self._write("create", "POST", definition, self._collection(definition["apiVersion"], definition["kind"], namespace))
 
     def replace(self, definition: Object) -> Object:
         """Replace; with a resourceVersion in it, a ClusterError with status 409 when somebody else was faster."""
-        meta = definition["metadata"]
-        resource = self._resource(definition["apiVersion"], definition["kind"])
-        doing = f"change {self._title(definition['kind'], meta.get('namespace'), meta['name'])}"
-        namespace = meta.get("namespace")
-        stored = self._call(doing, resource.replace, body=definition, namespace=namespace, serialize=False, **self._writing())
-        return dict(json.loads(stored.data))
+        return self._write("change", "PUT", definition, self._address(definition))
 
     def delete(self, definition: Object) -> None:
         """Delete, with what it owns following in the background. Gone already is fine."""
-        meta = definition["metadata"]
-        resource = self._resource(definition["apiVersion"], definition["kind"])
-        options: dict[str, Any] = {"propagation_policy": "Background"}
+        options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
         if self.dry_run:
-            options["dry_run"] = "All"
+            options["dryRun"] = ["All"]
         try:
-            self._call(
-                f"delete {self._title(definition['kind'], meta.get('namespace'), meta['name'])}",
-                resource.delete, name=meta["name"], namespace=meta.get("namespace"), serialize=False, **options,
-            )  # fmt: skip
+            self._call(f"delete {self._title(definition)}", "DELETE", self._address(definition), options)
         except ClusterError as error:
-            if error.status != 404:
+            if error.status != http.client.NOT_FOUND:
                 raise
-
-    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int) -> list[str]:
-        """The last lines that a container wrote; empty when there are none to be had."""
-        resource = self._resource("v1", "Pod")
-        query = [("container", container), ("tailLines", lines), *([("previous", "true")] if previous else [])]
-        try:
-            found = self._call(
-                f"read the log of {namespace}/{pod}", resource.log.get, name=pod, namespace=namespace, query_params=query, serialize=False
-            )
-        except ClusterError:
-            return []
-        return str(found.data.decode(errors="replace")).splitlines()

@@ -44,15 +44,8 @@ options:
     description: Create the namespace when it is missing and an address is to be added.
     type: bool
     default: false
-  kubeconfig:
-    description: Kubeconfig on the controller. Without it, E(K8S_AUTH_KUBECONFIG) and the client's own default count.
-    type: path
-  context:
-    description: Context of the kubeconfig; its current one when absent.
-    type: str
-requirements:
-  - kubernetes >= 24.2.0
-  - PyYAML
+extends_documentation_fragment:
+  - homelab.hearth.kubeconfig
 attributes:
   check_mode:
     support: full
@@ -101,6 +94,7 @@ import secrets
 import time
 from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils._emails import (
     EmailError,
     MalformedListError,
@@ -111,7 +105,6 @@ from ansible_collections.homelab.hearth.plugins.module_utils._emails import (
 )
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     AUTH_SPEC,
-    AnsibleK8SModule,
     Cluster,
     ClusterError,
 )
@@ -189,7 +182,7 @@ def _attempt(cluster: Cluster, params: dict[str, Any], emails: list[str]) -> dic
     return result
 
 
-def run(module: AnsibleK8SModule) -> dict[str, Any]:
+def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     emails = normalise_all(params["emails"])
     if not emails and params["state"] != "list":
@@ -219,7 +212,7 @@ def argument_spec() -> dict[str, Any]:
 
 
 def main() -> None:
-    module = AnsibleK8SModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         module.exit_json(**run(module))
     except (ClusterError, EmailError, WhitelistError) as error:

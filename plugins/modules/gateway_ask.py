@@ -146,14 +146,14 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.homelab.hearth.plugins.module_utils._ask import (
-    ApiServer,
     AskError,
     Target,
     ask,
     first_model,
-    read_kubeconfig,
     read_secret,
+    through,
 )
+from ansible_collections.homelab.hearth.plugins.module_utils._kubeconfig import ApiServer, KubeconfigError, read_kubeconfig
 
 try:
     import yaml
@@ -176,7 +176,7 @@ def _api_server(params: dict[str, Any]) -> ApiServer | None:
 
 def _target(params: dict[str, Any], api: ApiServer | None) -> Target:
     if api is not None:
-        return api.service(params["namespace"], params["service"], params["port"])
+        return through(api, params["namespace"], params["service"], params["port"])
     context = None
     if params["ca_file"]:
         try:
@@ -263,7 +263,7 @@ def main() -> None:
         module.fail_json(msg=missing_required_lib("PyYAML"))
     try:
         module.exit_json(changed=False, **_run(module))
-    except AskError as error:
+    except (AskError, KubeconfigError) as error:
         module.fail_json(msg=f"{str(error)[:1].upper()}{str(error)[1:]}.")
 
 

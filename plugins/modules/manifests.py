@@ -103,15 +103,8 @@ options:
     description: Key of the label that names the component.
     type: str
     default: hearth.homelab/component
-  kubeconfig:
-    description: Kubeconfig on the controller. Without it, E(K8S_AUTH_KUBECONFIG) and the client's own default count.
-    type: path
-  context:
-    description: Context of the kubeconfig; its current one when absent.
-    type: str
-requirements:
-  - kubernetes >= 24.2.0
-  - PyYAML
+extends_documentation_fragment:
+  - homelab.hearth.kubeconfig
 attributes:
   check_mode:
     support: full
@@ -167,9 +160,9 @@ import secrets
 import time
 from typing import Any
 
+from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     AUTH_SPEC,
-    AnsibleK8SModule,
     Cluster,
     ClusterError,
     NoClusterError,
@@ -269,7 +262,7 @@ def secret_definition(wanted: dict[str, Any], labels: dict[str, str], existing: 
 class Run:
     """One run of the module against a cluster that answers."""
 
-    def __init__(self, module: AnsibleK8SModule, cluster: Cluster, labels: dict[str, str]) -> None:
+    def __init__(self, module: AnsibleModule, cluster: Cluster, labels: dict[str, str]) -> None:
         self.module, self.params, self.cluster, self.labels = module, module.params, cluster, labels
         self.changes = Changes()
         self.missing_namespaces: set[str] = set()
@@ -299,7 +292,7 @@ class Run:
         for wanted in self.params["secrets"]:
             existing = self.cluster.get("v1", "Secret", wanted["name"], wanted["namespace"])
             definition, values = secret_definition(wanted, self.labels, existing)
-            self.module._module.no_log_values.update(values)
+            self.module.no_log_values.update(values)
             self._apply(definition, existing, redacted)
         stored = [self._apply(d, self._existing(d), comparable) for d in ordered if d["kind"] != "Namespace"]
         return [] if self.cluster.dry_run else [s for s in stored if not_ready(s)]
@@ -391,7 +384,7 @@ def without_cluster(params: dict[str, Any], why: str) -> dict[str, Any]:
     return {**changes.result(), "cluster": why}
 
 
-def run(module: AnsibleK8SModule) -> dict[str, Any]:
+def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     labels = {"app.kubernetes.io/managed-by": params["managed_by"], params["component_label"]: params["component"]}
     check(params["definitions"], labels)
@@ -462,7 +455,7 @@ def argument_spec() -> dict[str, Any]:
 
 
 def main() -> None:
-    module = AnsibleK8SModule(argument_spec=argument_spec(), supports_check_mode=True)
+    module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         module.exit_json(**run(module))
     except (ClusterError, DefinitionError, ManifestsError) as error:

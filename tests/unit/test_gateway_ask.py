@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ansible_collections.homelab.hearth.plugins.module_utils import _ask
+from ansible_collections.homelab.hearth.plugins.module_utils import _ask, _kubeconfig
 from ansible_collections.homelab.hearth.plugins.modules import gateway_ask
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -347,7 +347,7 @@ def test_files_beside_the_kubeconfig_count_too(api: Server, authority: Authority
 def test_no_temporary_file_keeps_the_key(api: Server, kubeconfig: Path, run_module: Run, tmp_path: Path, monkeypatch: Any) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    monkeypatch.setattr(_ask.tempfile, "tempdir", str(scratch))
+    monkeypatch.setattr(_kubeconfig.tempfile, "tempdir", str(scratch))
     through(run_module, kubeconfig)
     assert list(scratch.iterdir()) == []
 

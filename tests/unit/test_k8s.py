@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
+import http.server
+import json
 import socket
+import ssl
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -93,3 +99,166 @@ def test_a_host_that_is_switched_off_costs_seconds_and_not_minutes(tmp_path: Pat
 )
 def test_the_api_servers_own_words_are_passed_on(body: str | None, text: str) -> None:
     assert _k8s._explain(SimpleNamespace(body=body, status=404, reason="Not Found")) == text
+
+
+def test_the_kubeconfig_is_the_one_given_else_that_of_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("given", "ansible", "first", "home/.kube/config"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("K8S_AUTH_KUBECONFIG", raising=False)
+    monkeypatch.delenv("KUBECONFIG", raising=False)
+    assert _k8s._kubeconfig_path(None) == tmp_path / "home" / ".kube" / "config"
+    monkeypatch.setenv("KUBECONFIG", f"{tmp_path / 'missing'}:{tmp_path / 'first'}")
+    assert _k8s._kubeconfig_path(None) == tmp_path / "first"
+    monkeypatch.setenv("K8S_AUTH_KUBECONFIG", str(tmp_path / "ansible"))
+    assert _k8s._kubeconfig_path(None) == tmp_path / "ansible"
+    assert _k8s._kubeconfig_path(str(tmp_path / "given")) == tmp_path / "given"
+
+
+# --- the verbs, against a server that answers as told. Without TLS: that part is tested with gateway_ask.
+
+
+class Api(http.server.ThreadingHTTPServer):
+    daemon_threads = True
+    # What to answer next, before the ordinary answers: (status, headers, body), or None to hang up without a word.
+    next: list[tuple[int, dict[str, str], Any] | None]
+    seen: list[tuple[str, str, dict[str, str], Any]]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Api
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.server.seen.append((self.command, self.path, dict(self.headers), json.loads(body) if body else None))
+        kinds = {
+            "/api/v1": [("configmaps", "ConfigMap", True), ("namespaces", "Namespace", False), ("pods/log", "Pod", True)],
+            "/apis/apps/v1": [("deployments", "Deployment", True)],
+        }
+        status: int = 200
+        headers: dict[str, str] = {}
+        content: Any = {"kind": "ConfigMap", "metadata": {"name": "a"}}
+        if self.server.next:
+            said = self.server.next.pop(0)
+            if said is None:
+                self.close_connection = True
+                return
+            status, headers, content = said
+        elif self.path in kinds:
+            content = {"resources": [{"name": n, "kind": k, "namespaced": ns} for n, k, ns in kinds[self.path]]}
+        elif self.path.startswith("/apis/none"):
+            status = 404
+        payload = json.dumps(content).encode()
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(payload))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(payload)
+
+    do_GET = do_POST = do_PUT = do_PATCH = do_DELETE = answer  # noqa: N815
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    server = Api(("127.0.0.1", 0), Handler)
+    server.next, server.seen = [], []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def plain(host: str, port: int, timeout: float, context: ssl.SSLContext) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection(host, port, timeout=timeout)
+
+    monkeypatch.setattr(_k8s.http.client, "HTTPSConnection", plain)
+    monkeypatch.setattr(_k8s.time, "sleep", lambda seconds: None)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def cluster(api: Api, path: Path, check_mode: bool = False) -> Any:
+    config = kubeconfig(path / "k", f"https://127.0.0.1:{api.server_address[1]}")
+    return _k8s.Cluster(SimpleNamespace(params={"kubeconfig": config, "context": None}, check_mode=check_mode), "hearth")
+
+
+CONFIG = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "a", "namespace": "hearth"}}
+GONE: tuple[int, dict[str, str], Any] = (404, {}, {"kind": "Status", "message": "not found"})
+
+
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_every_verb_has_its_address_and_in_check_mode_stores_nothing(api: Api, tmp_path: Path, check_mode: bool) -> None:
+    one = cluster(api, tmp_path, check_mode)
+    one.apply(CONFIG)
+    one.create(CONFIG)
+    one.replace(CONFIG)
+    one.delete(CONFIG)
+    dry = "&dryRun=All" if check_mode else ""
+    base = "/api/v1/namespaces/hearth/configmaps"
+    assert [(verb, path) for verb, path, _, _ in api.seen] == [
+        ("GET", "/api/v1"),
+        ("PATCH", f"{base}/a?fieldManager=hearth&force=true{dry}"),
+        ("POST", f"{base}?fieldManager=hearth{dry}"),
+        ("PUT", f"{base}/a?fieldManager=hearth{dry}"),
+        ("DELETE", f"{base}/a"),
+    ]
+    assert api.seen[1][2]["Content-Type"] == "application/apply-patch+yaml"
+    assert api.seen[1][2]["Authorization"] == "Bearer t"
+    assert api.seen[1][3] == CONFIG
+    assert api.seen[4][3].get("dryRun") == (["All"] if check_mode else None)
+
+
+def test_what_is_not_there_is_none_and_a_kind_nobody_knows_is_an_error(api: Api, tmp_path: Path) -> None:
+    one = cluster(api, tmp_path)
+    assert one.get("v1", "ConfigMap", "a", "hearth") is not None
+    api.next = [GONE]
+    assert one.get("v1", "ConfigMap", "b", "hearth") is None
+    with pytest.raises(_k8s.ClusterError, match="knows no Thing of none/v1"):
+        one.get("none/v1", "Thing", "a", "hearth")
+    assert one.find("none/v1", "Thing", "a=b") == []
+    api.next = [GONE]
+    one.delete(CONFIG)
+
+
+def test_a_list_that_may_not_be_read_is_an_error_and_not_an_empty_list(api: Api, tmp_path: Path) -> None:
+    """Otherwise pruning would find nothing to prune, and say so."""
+    one = cluster(api, tmp_path)
+    api.next = [(403, {}, {"message": "forbidden"})]
+    with pytest.raises(_k8s.ClusterError, match="HTTP 403: forbidden"):
+        one.find("apps/v1", "Deployment", "a=b")
+
+
+def test_refused_credentials_are_called_that(api: Api, tmp_path: Path) -> None:
+    one = cluster(api, tmp_path)
+    api.next = [(401, {}, {"message": "Unauthorized"})]
+    with pytest.raises(_k8s.ClusterError, match=r"refuses the kubeconfig's credentials \(HTTP 401: Unauthorized\)"):
+        one.get("v1", "Namespace", "a")
+
+
+def test_a_connection_that_was_closed_meanwhile_is_opened_again(api: Api, tmp_path: Path) -> None:
+    one = cluster(api, tmp_path)
+    one.apply(CONFIG)
+    api.next = [None]
+    one.apply(CONFIG)
+    assert [verb for verb, _, _, _ in api.seen] == ["GET", "PATCH", "PATCH", "PATCH"]
+    api.next = [None]
+    with pytest.raises(_k8s.ClusterError, match="does not answer"):
+        one.create(CONFIG)
+    one.apply(CONFIG)
+    api.next = [None, None]
+    with pytest.raises(_k8s.ClusterError, match="does not answer"):
+        one.apply(CONFIG)
+
+
+def test_a_busy_server_is_asked_again_and_not_for_ever(api: Api, tmp_path: Path) -> None:
+    busy = (429, {"Retry-After": "1"}, {"message": "slow down"})
+    one = cluster(api, tmp_path)
+    one.apply(CONFIG)
+    api.next = [busy, busy]
+    one.create(CONFIG)
+    api.next = [busy] * 10
+    with pytest.raises(_k8s.ClusterError, match="HTTP 429: slow down"):
+        one.apply(CONFIG)
+    assert len(api.next) == 10 - _k8s.ATTEMPTS
