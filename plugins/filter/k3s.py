@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import stat
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -40,7 +44,30 @@ def k3s_kubeconfig(text: str, address: str, port: int = 6443, name: str = "heart
         entry["name"] = name
     context["context"].update(cluster=name, user=name)
     document["current-context"] = name
-    return yaml.safe_dump(document, default_flow_style=False, sort_keys=False)
+    body: str = yaml.safe_dump(document, default_flow_style=False, sort_keys=False)
+    return _mark(_sha256(text), address, port, name, body) + body
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _mark(source_sha256: str, address: str, port: int, name: str, body: str) -> str:
+    """First line of the controller's file: of what it was made, and what was made. The key in it cannot be guessed from that."""
+    made_of = json.dumps([source_sha256, str(address), int(port), name])
+    return f"# Fetched by Ansible (role homelab.hearth.k3s). {_sha256(made_of)}:{_sha256(body)}\n"
+
+
+def k3s_kubeconfig_is_current(path: str, source_sha256: str, address: str, port: int = 6443, name: str = "hearth") -> bool:
+    """See k3s_kubeconfig_is_current.yml."""
+    file = Path(path).expanduser()
+    try:
+        if not source_sha256 or file.is_symlink() or stat.S_IMODE(file.stat().st_mode) != 0o600:
+            return False
+        mark, newline, body = file.read_text().partition("\n")
+    except (OSError, UnicodeDecodeError):
+        return False
+    return mark + newline == _mark(source_sha256, address, port, name, body)
 
 
 class FilterModule:
@@ -51,4 +78,5 @@ class FilterModule:
             "k3s_config": k3s_config,
             "k3s_config_problems": k3s_config_problems,
             "k3s_kubeconfig": k3s_kubeconfig,
+            "k3s_kubeconfig_is_current": k3s_kubeconfig_is_current,
         }

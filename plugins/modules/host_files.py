@@ -22,39 +22,8 @@ attributes:
   diff_mode:
     support: full
     description: Shows the difference of each file, except for the content given as O(files[].secret_content).
-options:
-  files:
-    description: The files.
-    type: list
-    elements: dict
-    required: true
-    options:
-      path:
-        description: Absolute path.
-        type: path
-        required: true
-      state:
-        description: Whether it is a file, a symbolic link, or not there.
-        type: str
-        choices: [file, link, absent]
-        default: file
-      content:
-        description: Text of the file.
-        type: str
-      secret_content:
-        description: Text of the file when it is secret. It is never shown.
-        type: str
-      target:
-        description: What a link points to.
-        type: str
-      brief:
-        description: Say in a difference only that the content differs. For programs, which nobody reads there.
-        type: bool
-        default: false
-      mode:
-        description: Mode of a file, as a quoted octal number.
-        type: str
-        default: "0644"
+extends_documentation_fragment:
+  - homelab.hearth.files
 """
 
 EXAMPLES = r"""
@@ -79,122 +48,13 @@ changed_paths:
   elements: str
 """
 
-import os
-import pathlib
-import stat
-import tempfile
-from typing import Any
-
 from ansible.module_utils.basic import AnsibleModule
-
-
-class HostFile:
-    """One wanted file. `plan` compares, `apply` writes; both look at the disk themselves."""
-
-    def __init__(self, want: dict[str, Any]) -> None:
-        self.path = pathlib.Path(want["path"])
-        self.state = want["state"]
-        self.secret = want["secret_content"] is not None
-        text = want["secret_content"] if self.secret else want["content"]
-        self.content = (text or "").encode()
-        self.brief = want["brief"]
-        self.target = want["target"] or ""
-        self.mode = int(want["mode"], 8)
-
-    def before(self) -> bytes | None:
-        """Present content, None when there is no such regular file."""
-        if self.path.is_symlink() or not self.path.is_file():
-            return None
-        return self.path.read_bytes()
-
-    def differs(self) -> bool:
-        if self.state == "absent":
-            return self.path.is_symlink() or self.path.exists()
-        if self.state == "link":
-            return not (self.path.is_symlink() and os.readlink(self.path) == self.target)
-        present = self.before()
-        return present != self.content or stat.S_IMODE(self.path.stat().st_mode) != self.mode
-
-    def diff(self) -> dict[str, str]:
-        present = self.before()
-        header = {"before_header": str(self.path), "after_header": str(self.path)}
-        if self.state == "link":
-            old = os.readlink(self.path) if self.path.is_symlink() else ""
-            return {**header, "before": f"link to {old}\n" if old else "", "after": f"link to {self.target}\n"}
-        old_mode = f"{stat.S_IMODE(self.path.stat().st_mode):04o}" if present is not None else ""
-        if self.secret or self.brief:
-            word = "hidden" if self.secret else f"{len(self.content)} bytes"
-            changed = present != self.content
-            before = "(another content)\n" if changed and present is not None else f"({word})\n" if present is not None else ""
-            after = f"({word})\n"
-        else:
-            before = "" if present is None else present.decode(errors="replace")
-            after = self.content.decode()
-        if self.state == "absent":
-            return {**header, "before": before, "after": ""}
-        if old_mode and old_mode != f"{self.mode:04o}":
-            before, after = f"mode {old_mode}\n{before}", f"mode {self.mode:04o}\n{after}"
-        return {**header, "before": before, "after": after}
-
-    def apply(self) -> None:
-        if self.state == "absent":
-            self.path.unlink()
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        temporary = pathlib.Path(name)
-        try:
-            with os.fdopen(handle, "wb") as sink:
-                if self.state == "file":
-                    os.fchmod(sink.fileno(), self.mode)
-                    sink.write(self.content)
-                    sink.flush()
-                    # Without this a power cut after the rename can leave an empty file under the final name.
-                    os.fsync(sink.fileno())
-            if self.state == "link":
-                temporary.unlink()
-                temporary.symlink_to(self.target)
-            temporary.replace(self.path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+from ansible_collections.homelab.hearth.plugins.module_utils import _files
 
 
 def main() -> None:
-    module = AnsibleModule(
-        argument_spec={
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "state": {"type": "str", "choices": ["file", "link", "absent"], "default": "file"},
-                    "content": {"type": "str"},
-                    "secret_content": {"type": "str", "no_log": True},
-                    "target": {"type": "str"},
-                    "brief": {"type": "bool", "default": False},
-                    "mode": {"type": "str", "default": "0644"},
-                },
-                "mutually_exclusive": [("content", "secret_content")],
-                "required_if": [("state", "link", ("target",)), ("state", "file", ("content", "secret_content"), True)],
-            }
-        },
-        supports_check_mode=True,
-    )
-    wanted = [HostFile(want) for want in module.params["files"]]
-    done: list[str] = []
-    diffs: list[dict[str, str]] = []
-    for item in wanted:
-        try:
-            if not item.differs():
-                continue
-            diffs.append(item.diff())
-            if not module.check_mode:
-                item.apply()
-        except OSError as error:
-            module.fail_json(msg=f"{item.path} cannot be written: {error.strerror or error}", changed_paths=done)
-        done.append(str(item.path))
+    module = AnsibleModule(argument_spec={"files": _files.FILES_SPEC}, supports_check_mode=True)
+    done, diffs = _files.bring(module, [_files.HostFile(want) for want in module.params["files"]])
     module.exit_json(changed=bool(done), changed_paths=done, diff=diffs)
 
 

@@ -85,6 +85,11 @@ options:
     type: list
     elements: str
     default: []
+  globs:
+    description: Patterns of paths, as the shell has them, whose matches are wanted.
+    type: list
+    elements: str
+    default: []
   data_dir:
     description: Data directory of k3s.
     type: str
@@ -109,6 +114,12 @@ options:
         description: Address by architecture (V(amd64), V(arm64)).
         type: dict
         required: true
+  earlier:
+    description:
+      - What this module returned for the same host before. When it is less than a minute old and answers all that is
+        asked here, it is returned again and the host is left alone.
+      - Give it only where nothing can have changed the host in between. Clock and network are always looked at anew.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -156,7 +167,9 @@ survey:
       description: Unit name to active, enabled and exists.
       type: dict
     paths:
-      description: content (path to missing, empty or used) and disks (path to mount, filesystem, free_mb, total_mb).
+      description: >-
+        content (path to missing, empty or used), disks (path to mount, filesystem, free_mb, total_mb) and globs (pattern to
+        the paths that match).
       type: dict
     k3s:
       description: >-
@@ -166,12 +179,22 @@ survey:
     state:
       description: What the host role remembers in /var/lib/hearth/host-state.json, empty when there is none.
       type: dict
+asked:
+  description: What was asked, without token and probe, for O(earlier).
+  returned: success
+  type: dict
+looked_at:
+  description: When the host was looked at, in seconds of the controller's clock.
+  returned: success
+  type: float
 """
 
 import contextlib
 import ctypes
 import ctypes.util
+import glob
 import gzip
+import hashlib
 import hmac
 import importlib.util
 import json
@@ -181,6 +204,7 @@ import platform
 import shutil
 import ssl
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -413,7 +437,11 @@ def survey_paths(module: AnsibleModule) -> dict[str, Any]:
             "free_mb": usage.f_bavail * usage.f_frsize // 2**20,
             "total_mb": usage.f_blocks * usage.f_frsize // 2**20,
         }
-    return {"content": {p: path_content(pathlib.Path(p)) for p in module.params["paths"]}, "disks": disks}
+    return {
+        "content": {p: path_content(pathlib.Path(p)) for p in module.params["paths"]},
+        "disks": disks,
+        "globs": {pattern: sorted(glob.glob(pattern)) for pattern in module.params["globs"]},
+    }
 
 
 def path_content(path: pathlib.Path) -> str:
@@ -426,7 +454,28 @@ def path_content(path: pathlib.Path) -> str:
 # -- k3s ----------------------------------------------------------------------------------------------------------
 
 
-def survey_k3s(module: AnsibleModule) -> dict[str, Any]:
+class Digest(threading.Thread):
+    """sha256 of a file, beside everything else: hashing k3s takes as long as all the rest, and needs no lock of Python's."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        super().__init__(daemon=True)
+        self.path, self.digest = path, hashlib.sha256()
+        self.complete = False
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(OSError), self.path.open("rb") as source:
+            while block := source.read(1 << 20):
+                self.digest.update(block)
+            self.complete = True
+
+    def result(self) -> str:
+        """64 hexadecimal digits, empty when the file cannot be read."""
+        self.join()
+        return self.digest.hexdigest() if self.complete else ""
+
+
+def survey_k3s(module: AnsibleModule, digest: Digest | None) -> dict[str, Any]:
     data = pathlib.Path(module.params["data_dir"])
     units = sorted(p.stem for p in pathlib.Path("/etc/systemd/system").glob("k3s*.service"))
     text = "\n".join(read(f"/etc/systemd/system/{unit}.service") or "" for unit in units)
@@ -444,7 +493,7 @@ def survey_k3s(module: AnsibleModule) -> dict[str, Any]:
     dropins += [p for unit in units or ["k3s"] for p in (f"/etc/default/{unit}", f"/etc/sysconfig/{unit}") if pathlib.Path(p).exists()]
     return {
         "version": version,
-        "sha256": (module.sha256(str(K3S)) or "") if module.params["hash_binary"] and K3S.exists() else "",
+        "sha256": digest.result() if digest else "",
         "units": units,
         "kind": "server" if "k3s server" in text else "agent" if "k3s agent" in text else "",
         "active": any(s.get("ActiveState") == "active" for s in states.values()),
@@ -524,6 +573,7 @@ def main() -> None:
             "list_packages": {"type": "bool", "default": False},
             "services": {"type": "list", "elements": "str", "default": []},
             "paths": {"type": "list", "elements": "str", "default": []},
+            "globs": {"type": "list", "elements": "str", "default": []},
             "data_dir": {"type": "str", "default": "/var/lib/rancher/k3s"},
             "hash_binary": {"type": "bool", "default": False},
             "token": {"type": "str", "default": "", "no_log": True},
@@ -531,9 +581,12 @@ def main() -> None:
                 "type": "dict",
                 "options": {"version": {"type": "str", "required": True}, "urls": {"type": "dict", "required": True}},
             },
+            # For the action part, which answers with it; it never comes here.
+            "earlier": {"type": "dict"},
         },
         supports_check_mode=True,
     )
+    digest = Digest(K3S) if module.params["hash_binary"] and "k3s" in module.params["gather"] else None
     readers = {
         "system": survey_system,
         "clock": survey_clock,
@@ -542,7 +595,7 @@ def main() -> None:
         "packages": lambda: survey_packages(module),
         "services": lambda: survey_services(module),
         "paths": lambda: survey_paths(module),
-        "k3s": lambda: survey_k3s(module),
+        "k3s": lambda: survey_k3s(module, digest),
         "state": survey_state,
     }
     module.exit_json(changed=False, survey={part: readers[part]() for part in module.params["gather"]})

@@ -71,6 +71,10 @@ action:
   returned: success
   type: str
   sample: restarted
+kubeconfig_sha256:
+  description: Fingerprint of the kubeconfig that k3s wrote on this host, empty when there is none.
+  returned: success
+  type: str
 waited_s:
   description: Seconds from the action until everything was ready.
   returned: success
@@ -86,6 +90,7 @@ log:
   elements: str
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -96,6 +101,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
 
 K3S = "/usr/local/bin/k3s"
+KUBECONFIG = pathlib.Path("/etc/rancher/k3s/k3s.yaml")
 PROPERTIES = "LoadState,ActiveState,SubState,MainPID,UnitFileState,NeedDaemonReload,NRestarts,InvocationID"
 # A unit that fails and is restarted this often will not come up by waiting longer.
 GIVE_UP_RESTARTS = 3
@@ -136,6 +142,11 @@ def coredns_problem(deployment: dict[str, Any] | None) -> str:
     if deployment is None:
         return "CoreDNS has not been deployed"
     return "" if deployment.get("status", {}).get("availableReplicas", 0) else "CoreDNS is not running yet"
+
+
+def kubeconfig_sha256() -> str:
+    """Fingerprint of the kubeconfig: it holds a private key, so nothing can be told from it but whether it is the same."""
+    return hashlib.sha256(KUBECONFIG.read_bytes()).hexdigest() if KUBECONFIG.exists() else ""
 
 
 class Service:
@@ -260,7 +271,7 @@ def main() -> None:
     enable = state.get("UnitFileState") != "enabled"
     began = time.time()
     if module.check_mode:
-        module.exit_json(changed=bool(action) or enable, action=action, waited_s=0.0)
+        module.exit_json(changed=bool(action) or enable, action=action, waited_s=0.0, kubeconfig_sha256=kubeconfig_sha256())
     if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") != "loaded" or module.params["changed"]:
         service.systemctl("daemon-reload")
     if enable:
@@ -277,7 +288,8 @@ def main() -> None:
         said = f"k3s is not ready: {missing}." + (f" Cause: {cause}." if cause else "")
         words = _k3s.last_words(lines)
         module.fail_json(msg="\n".join([said, "From its log:", *[f"  {line}" for line in words]]), cause=cause, log=words)
-    module.exit_json(changed=bool(action) or enable, action=action, waited_s=round(time.time() - began, 1))
+    waited_s = round(time.time() - began, 1)
+    module.exit_json(changed=bool(action) or enable, action=action, waited_s=waited_s, kubeconfig_sha256=kubeconfig_sha256())
 
 
 if __name__ == "__main__":

@@ -127,3 +127,69 @@ def test_a_refused_setting_is_named(run_module: Run, proc: Path) -> None:
     result = run_module(host_kernel.main, sysctl={"folder": "1"})
     assert result["failed"] is True
     assert "the kernel refuses folder = 1" in result["msg"]
+
+
+# -- one look for several roles -------------------------------------------------------------------------------------
+
+ASKED: dict[str, Any] = {
+    "gather": ["system", "clock", "packages", "services", "paths", "k3s"],
+    "packages": ["buildah", "git"], "services": ["a.service", "b.service"], "paths": ["/x", "/y"], "globs": ["/i/*.tar"],
+    "data_dir": "/data", "hash_binary": True,
+}  # fmt: skip
+EARLIER: dict[str, Any] = {
+    "asked": ASKED,
+    "looked_at": 1000.0,
+    "survey": {
+        "system": {"hostname": "h1"},
+        "clock": {"epoch": 1000.0},
+        "packages": {"installed": {"git": "1"}, "interrupted": False, "removable": []},
+        "services": {"a.service": {"active": True}, "b.service": {"active": False}},
+        "paths": {"content": {"/x": "used", "/y": "missing"}, "disks": {}, "globs": {"/i/*.tar": ["/i/1.tar"]}},
+        "k3s": {"sha256": "0" * 64},
+    },
+}
+
+
+def test_an_earlier_look_answers_what_it_was_asked_and_nothing_else() -> None:
+    asked = {"gather": ["system", "packages", "services", "paths"], "packages": ["git"], "services": ["b.service"], "paths": ["/y"]}
+    assert _plan.known_already(EARLIER, asked, 1010) == {
+        "system": {"hostname": "h1"},
+        "packages": {"installed": {"git": "1"}, "interrupted": False, "removable": []},
+        "services": {"b.service": {"active": False}},
+        "paths": {"content": {"/y": "missing"}, "disks": {}, "globs": {}},
+    }
+    assert EARLIER["survey"]["services"].keys() == {"a.service", "b.service"}, "the earlier look itself stays whole"
+
+
+@pytest.mark.parametrize(
+    ("asked", "now"),
+    [
+        ({"gather": ["system"]}, 1061),
+        ({"gather": ["system"]}, 999),
+        ({"gather": []}, 1010),
+        ({}, 1010),
+        ({"gather": ["system", "state"]}, 1010),
+        ({"gather": ["clock"]}, 1010),
+        ({"gather": ["packages"], "packages": ["nfs-common"]}, 1010),
+        ({"gather": ["packages"], "list_packages": True}, 1010),
+        ({"gather": ["paths"], "paths": ["/z"]}, 1010),
+        ({"gather": ["paths"], "globs": ["/j/*"]}, 1010),
+        ({"gather": ["k3s"], "data_dir": "/other"}, 1010),
+        ({"gather": ["k3s"], "data_dir": "/data", "token": "given-0123456789ab"}, 1010),
+        ({"gather": ["k3s"], "data_dir": "/data", "probe": {"version": "v1", "urls": {}}}, 1010),
+    ],
+)
+def test_an_earlier_look_that_does_not_answer_all_is_none(asked: dict[str, Any], now: float) -> None:
+    assert _plan.known_already(EARLIER, asked, now) is None
+
+
+@pytest.mark.parametrize("earlier", [{}, {"survey": {}}, {"survey": EARLIER["survey"], "looked_at": 1000.0}])
+def test_half_an_earlier_look_is_none(earlier: dict[str, Any]) -> None:
+    assert _plan.known_already(earlier, {"gather": ["system"]}, 1010) is None
+
+
+def test_an_earlier_look_with_a_hash_answers_one_who_wants_it() -> None:
+    asked = {"gather": ["k3s"], "data_dir": "/data", "hash_binary": True}
+    assert _plan.known_already(EARLIER, asked, 1010) == {"k3s": {"sha256": "0" * 64}}
+    without = {**EARLIER, "asked": {**ASKED, "hash_binary": False}}
+    assert _plan.known_already(without, asked, 1010) is None

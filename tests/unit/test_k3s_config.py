@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -172,3 +173,46 @@ def test_the_last_line_decides_and_unknown_lines_have_no_cause() -> None:
     assert "disk is full" in _k3s.named_cause(lines)
     assert _k3s.named_cause(["all is well"]) == ""
     assert _k3s.named_cause([]) == ""
+
+
+@pytest.fixture
+def fetched(tmp_path: Path) -> Path:
+    path = tmp_path / "hearth.yaml"
+    path.write_text(filters.k3s_kubeconfig(SOURCE, "10.0.0.10"))
+    path.chmod(0o600)
+    return path
+
+
+SOURCE = yaml.safe_dump(KUBECONFIG)
+FINGERPRINT = hashlib.sha256(SOURCE.encode()).hexdigest()
+
+
+def test_a_kubeconfig_is_current_until_host_address_file_or_mode_change(fetched: Path) -> None:
+    def current(sha256: str = FINGERPRINT, address: str = "10.0.0.10", **more: Any) -> bool:
+        return bool(filters.k3s_kubeconfig_is_current(str(fetched), sha256, address, **more))
+
+    assert current()
+    assert not current(sha256="0" * 64), "the host's credentials were renewed"
+    assert not current(sha256=""), "the host has none"
+    assert not current(address="10.0.0.11")
+    assert not current(port=6444)
+    assert not current(name="other")
+    fetched.chmod(0o644)
+    assert not current(), "others may read it"
+    fetched.chmod(0o600)
+    text = fetched.read_text()
+    fetched.write_text(text.replace("10.0.0.10", "10.0.0.12"))
+    assert not current(), "somebody edited it"
+    fetched.write_text(text.partition("\n")[2])
+    assert not current(), "it is not ours"
+    fetched.write_bytes(b"\xff")
+    assert not current()
+    fetched.unlink()
+    assert not current()
+
+
+def test_the_mark_of_a_kubeconfig_holds_no_credential(fetched: Path) -> None:
+    first = fetched.read_text().partition("\n")[0]
+    assert first.startswith("# Fetched by Ansible")
+    assert FINGERPRINT not in first
+    assert not any(value in first for value in ("Q0E=", "Q0VSVA==", "S0VZ"))

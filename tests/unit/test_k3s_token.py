@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
-from ansible_collections.homelab.hearth.plugins.modules import k3s_token
+from ansible_collections.homelab.hearth.plugins.modules import k3s_files
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,8 +30,8 @@ def test_every_printable_token_survives_the_file_that_k3s_writes(token: str) -> 
 @given(TOKENS)
 def test_every_printable_token_is_accepted_and_written_as_it_is(token: str) -> None:
     assert _k3s.token_problem(token) == ""
-    assert k3s_token.choose(token, "", "") == (token, "given")
-    assert k3s_token.choose(token, "", _k3s.token_secret(f"{HASH}::server:{token}")) == (token, "given")
+    assert k3s_files.choose(token, "", "") == (token, "given")
+    assert k3s_files.choose(token, "", _k3s.token_secret(f"{HASH}::server:{token}")) == (token, "given")
 
 
 @pytest.mark.parametrize(
@@ -62,45 +62,45 @@ def test_a_token_that_k3s_would_read_otherwise_is_refused(token: str, word: str)
     ],
 )
 def test_which_token_is_used(given_token: str, in_file: str, in_use: str, expected: tuple[str, str]) -> None:
-    assert k3s_token.choose(given_token, in_file, in_use) == expected
+    assert k3s_files.choose(given_token, in_file, in_use) == expected
 
 
 def test_a_new_cluster_gets_a_token_of_its_own() -> None:
-    one, origin = k3s_token.choose("", "", "")
-    two, _ = k3s_token.choose("", "", "")
+    one, origin = k3s_files.choose("", "", "")
+    two, _ = k3s_files.choose("", "", "")
     assert origin == "generated"
     assert len(one) == 64
     assert one != two
 
 
 def test_another_token_for_an_existing_cluster_is_refused_with_the_way_out() -> None:
-    with pytest.raises(k3s_token.TokenRefused, match="token rotate"):
-        k3s_token.choose("another-0123456789", "", "from-the-data-0123")
+    with pytest.raises(k3s_files.TokenRefused, match="token rotate"):
+        k3s_files.choose("another-0123456789", "", "from-the-data-0123")
 
 
 # -- the module ---------------------------------------------------------------------------------------------------
 
 
 def arguments(tmp_path: Path, **more: Any) -> dict[str, Any]:
-    return {"path": str(tmp_path / "etc" / "token"), "data_dir": str(tmp_path / "data"), **more}
+    return {"files": [], "token_path": str(tmp_path / "etc" / "token"), "data_dir": str(tmp_path / "data"), **more}
 
 
 def test_a_token_is_made_once_and_kept(run_module: Run, tmp_path: Path) -> None:
-    first = run_module(k3s_token.main, **arguments(tmp_path))
+    first = run_module(k3s_files.main, **arguments(tmp_path))
     path = tmp_path / "etc" / "token"
     token = path.read_text()
-    assert (first["changed"], first["origin"]) == (True, "generated")
+    assert (first["changed"], first["token_origin"]) == (True, "generated")
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    second = run_module(k3s_token.main, **arguments(tmp_path))
-    assert (second["changed"], second["origin"]) == (False, "kept")
+    second = run_module(k3s_files.main, **arguments(tmp_path))
+    assert (second["changed"], second["token_origin"]) == (False, "kept")
     assert path.read_text() == token
 
 
 def test_a_wrong_mode_is_repaired(run_module: Run, tmp_path: Path) -> None:
-    run_module(k3s_token.main, **arguments(tmp_path))
+    run_module(k3s_files.main, **arguments(tmp_path))
     path = tmp_path / "etc" / "token"
     path.chmod(0o644)
-    assert run_module(k3s_token.main, **arguments(tmp_path))["changed"] is True
+    assert run_module(k3s_files.main, **arguments(tmp_path))["changed"] is True
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
@@ -112,23 +112,23 @@ def test_a_lost_or_emptied_file_is_put_back_from_the_data(run_module: Run, tmp_p
     if left is not None:
         (tmp_path / "etc").mkdir()
         (tmp_path / "etc" / "token").write_text(left)
-    result = run_module(k3s_token.main, **arguments(tmp_path))
-    assert (result["changed"], result["origin"]) == (True, "recovered")
+    result = run_module(k3s_files.main, **arguments(tmp_path))
+    assert (result["changed"], result["token_origin"]) == (True, "recovered")
     assert (tmp_path / "etc" / "token").read_text() == "0123456789abcdef\n"
 
 
 def test_check_mode_writes_nothing(run_module: Run, tmp_path: Path) -> None:
-    assert run_module(k3s_token.main, check=True, **arguments(tmp_path))["changed"] is True
+    assert run_module(k3s_files.main, check=True, **arguments(tmp_path))["changed"] is True
     assert list(tmp_path.iterdir()) == []
 
 
 def test_no_result_shows_the_token(run_module: Run, tmp_path: Path) -> None:
     token = "a b%c$d'e\"f:g#0123456789"
-    result = run_module(k3s_token.main, diff=True, **arguments(tmp_path, token=token))
+    result = run_module(k3s_files.main, diff=True, **arguments(tmp_path, token=token))
     assert token not in json.dumps(result)
     (tmp_path / "data" / "server").mkdir(parents=True)
     (tmp_path / "data" / "server" / "token").write_text(f"{HASH}::server:other-secret-0123456\n")
-    refused = run_module(k3s_token.main, diff=True, **arguments(tmp_path, token=token))
+    refused = run_module(k3s_files.main, diff=True, **arguments(tmp_path, token=token))
     assert refused["failed"] is True
     assert token not in json.dumps(refused)
     assert "other-secret-0123456" not in json.dumps(refused)
@@ -136,9 +136,23 @@ def test_no_result_shows_the_token(run_module: Run, tmp_path: Path) -> None:
 
 def test_a_disk_that_cannot_be_written_is_said(run_module: Run, tmp_path: Path) -> None:
     (tmp_path / "etc").write_text("a file where the folder should be")
-    result = run_module(k3s_token.main, **arguments(tmp_path))
+    result = run_module(k3s_files.main, **arguments(tmp_path))
     assert result["failed"] is True
     assert "cannot be written" in result["msg"]
+
+
+def test_the_files_come_in_the_same_call_and_not_at_all_with_a_wrong_token(run_module: Run, tmp_path: Path) -> None:
+    config = {"path": str(tmp_path / "etc" / "config.yaml"), "content": "a: 1\n", "mode": "0600"}
+    (tmp_path / "data" / "server").mkdir(parents=True)
+    (tmp_path / "data" / "server" / "token").write_text(f"{HASH}::server:in-use-0123456789\n")
+    refused = run_module(k3s_files.main, **{**arguments(tmp_path, token="another-0123456789"), "files": [config]})
+    assert refused["failed"] is True
+    assert not (tmp_path / "etc").exists()
+    written = run_module(k3s_files.main, diff=True, **{**arguments(tmp_path), "files": [config]})
+    assert written["changed_paths"] == [str(tmp_path / "etc" / "token"), str(tmp_path / "etc" / "config.yaml")]
+    assert written["diff"][1]["after"] == "a: 1\n"
+    assert "in-use-0123456789" not in json.dumps(written)
+    assert run_module(k3s_files.main, **{**arguments(tmp_path), "files": [config]})["changed_paths"] == []
 
 
 def test_tokens_are_cut_out_of_log_lines() -> None:

@@ -1,17 +1,18 @@
 #!/usr/bin/python
 # Copyright: The Hearth developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""Ansible module: keep the cluster token of the first k3s server."""
+"""Ansible module: write the files that k3s reads, its token among them."""
 
 from __future__ import annotations
 
 DOCUMENTATION = r"""
 ---
-module: k3s_token
-short_description: Keep the cluster token of the first k3s server
+module: k3s_files
+short_description: Write the files that k3s reads, and keep its token
 version_added: 0.1.0
 description:
   - Writes the token file (mode 0600) that config.yaml names, from the token given, from the one in use, or from chance.
+    Then it writes the files given, as M(homelab.hearth.host_files) does, in the same call.
   - The token also encrypts the cluster's keys, so a cluster that exists keeps the one it was made with. Another token is
     refused before anything is written.
   - The token is never returned, logged or shown in a difference.
@@ -21,10 +22,12 @@ attributes:
     support: full
     description: Says what would change.
   diff_mode:
-    support: none
-    description: A difference would show the token.
+    support: full
+    description: Shows the difference of each file, except for the token and the content given as O(files[].secret_content).
+extends_documentation_fragment:
+  - homelab.hearth.files
 options:
-  path:
+  token_path:
     description: The token file.
     type: path
     default: /etc/rancher/k3s/token
@@ -39,27 +42,33 @@ options:
 """
 
 EXAMPLES = r"""
-- name: Keep the cluster token
-  homelab.hearth.k3s_token:
+- name: Write token and configuration
+  homelab.hearth.k3s_files:
     token: "{{ k3s_token }}"
+    files:
+      - path: /etc/rancher/k3s/config.yaml
+        content: "{{ config | to_nice_yaml }}"
+        mode: "0600"
 """
 
 RETURN = r"""
-origin:
+changed_paths:
+  description: What was changed, or would be, the token's path among it.
+  returned: success
+  type: list
+  elements: str
+token_origin:
   description: Where the token comes from.
   returned: success
   type: str
   sample: generated
 """
 
-import os
 import pathlib
 import secrets
-import stat
-import tempfile
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
+from ansible_collections.homelab.hearth.plugins.module_utils import _files, _k3s
 
 
 class TokenRefused(Exception):
@@ -98,44 +107,25 @@ def choose(given: str, in_file: str, in_use: str) -> tuple[str, str]:
     return secrets.token_hex(32), "generated"
 
 
-def write(path: pathlib.Path, token: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = pathlib.Path(name)
-    try:
-        with os.fdopen(handle, "w") as sink:
-            os.fchmod(sink.fileno(), 0o600)
-            sink.write(token + "\n")
-            sink.flush()
-            os.fsync(sink.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "path": {"type": "path", "default": "/etc/rancher/k3s/token", "no_log": False},
+            "token_path": {"type": "path", "default": "/etc/rancher/k3s/token", "no_log": False},
             "data_dir": {"type": "path", "default": "/var/lib/rancher/k3s"},
             "token": {"type": "str", "default": "", "no_log": True},
+            "files": _files.FILES_SPEC,
         },
         supports_check_mode=True,
     )
-    path = pathlib.Path(module.params["path"])
+    path = module.params["token_path"]
     in_use = read_secret(pathlib.Path(module.params["data_dir"]) / "server" / "token")
     try:
-        token, origin = choose(module.params["token"], read_secret(path), in_use)
-        present = path.read_text() if path.exists() else ""
-        right = present == token + "\n" and stat.S_IMODE(path.stat().st_mode) == 0o600
-        if not right and not module.check_mode:
-            write(path, token)
+        token, origin = choose(module.params["token"], read_secret(pathlib.Path(path)), in_use)
     except TokenRefused as error:
         module.fail_json(msg=str(error))
-    except OSError as error:
-        module.fail_json(msg=f"{path} cannot be written: {error.strerror or error}")
-    module.exit_json(changed=not right, origin=origin)
+    wanted = [_files.secret_file(path, token + "\n"), *[_files.HostFile(want) for want in module.params["files"]]]
+    done, diffs = _files.bring(module, wanted)
+    module.exit_json(changed=bool(done), changed_paths=done, token_origin=origin, diff=diffs)
 
 
 if __name__ == "__main__":
