@@ -149,6 +149,13 @@ def test_thinking_effort_and_output_are_understood() -> None:
     assert parsed().thinking is None and parsed().effort is None and parsed().output is None
 
 
+def test_effort_alone_does_not_turn_thinking_on() -> None:
+    body = upstream(output_config={"effort": "low"})
+    assert body["output_config"] == {"effort": "low"} and "thinking" not in body
+    body = upstream(output_config={"effort": "low"}, thinking={"type": "adaptive", "display": "omitted"})
+    assert body["output_config"] == {"effort": "low"} and body["thinking"] == {"type": "adaptive", "display": "omitted"}
+
+
 def test_tool_choice() -> None:
     for mode in ("auto", "any", "none"):
         request = parsed(tools=[TOOL], tool_choice={"type": mode})

@@ -187,48 +187,17 @@ def test_t50_arguments_come_as_fragments_of_json() -> None:
     assert fragments == ['{"place": "Zü', 'rich"}', "{}"]
 
 
-INTERLEAVED: list[Event] = [
-    Text("Both:"),
-    ToolStart(0, "t0", "a"),
-    ToolStart(1, "t1", "b"),
-    ToolStart(2, "t2", "c"),
-    ToolArguments(1, '{"x":'),
-    ToolArguments(0, '{"y":'),
-    ToolArguments(2, "{}"),
-    ToolArguments(0, "1}"),
-    ToolArguments(1, "2}"),
-    ToolStart(3, "t3", "d"),
-    ToolArguments(3, '{"z":3}'),
-    End("tool_calls"),
-]
-
-
-def test_t51_calls_that_a_vendor_sends_in_turns_become_blocks_one_after_the_other() -> None:
-    message = fold(stream(*INTERLEAVED))
-    assert [(block["id"], block["input"]) for block in message["content"][1:]] == [
-        ("t0", {"y": 1}),
-        ("t1", {"x": 2}),
-        ("t2", {}),
-        ("t3", {"z": 3}),
+def test_t51_blocks_start_and_stop_in_pairs_and_are_counted_from_0() -> None:
+    events = [event for event in stream(*RICH) if "index" in event]
+    starts = [event["index"] for event in events if event["type"] == "content_block_start"]
+    stops = [event["index"] for event in events if event["type"] == "content_block_stop"]
+    assert starts == stops == list(range(8))
+    fold(stream(*RICH))  # checks that no two are open at a time
+    calls = [event["content_block"] for event in events if event.get("content_block", {}).get("type") == "tool_use"]
+    assert calls == [
+        {"type": "tool_use", "id": "t1", "name": "weather", "input": {}},
+        {"type": "tool_use", "id": "t2", "name": "now", "input": {}},
     ]
-    assert message == collected(*INTERLEAVED)
-
-
-def test_t51_a_call_without_any_arguments_holds_up_nobody() -> None:
-    events: list[Event] = [ToolStart(0, "t0", "a"), ToolStart(1, "t1", "b"), ToolArguments(1, '{"x":1}'), End("tool_calls")]
-    message = fold(stream(*events))
-    assert [block["input"] for block in message["content"]] == [{}, {"x": 1}]
-    assert message == collected(*events)
-    with_text = [*events[:-1], Text("Well."), End("tool_calls")]
-    assert [block["type"] for block in fold(stream(*with_text))["content"]] == ["tool_use", "tool_use", "text"]
-
-
-def test_t51_finished_calls_are_not_held_back() -> None:
-    """The second call streams as it comes, because the first is complete."""
-    encoder = MessageEncoder("msg_1", "sonnet")
-    for event in (ToolStart(0, "t0", "a"), ToolArguments(0, '{"x":1}'), ToolStart(1, "t1", "b")):
-        assert encoder.encode(event)
-    assert b'"partial_json"' in encoder.encode(ToolArguments(1, '{"y"'))
 
 
 def test_arguments_after_the_end_of_a_call_are_a_fault_and_not_lost() -> None:

@@ -121,7 +121,7 @@ def _add_reasoning(body: dict[str, Any], request: ChatRequest, turns: list[Turn]
 
 def _add_thinking(body: dict[str, Any], request: ChatRequest, turns: list[Turn], adjusted: list[str]) -> None:
     thinking = request.thinking
-    if thinking is None:
+    if thinking is None or thinking.mode == "default":
         return
     built: dict[str, Any] = {"type": thinking.mode}
     if thinking.mode == "enabled":

@@ -46,7 +46,7 @@ class ToolStart:
 
 @dataclass(frozen=True, slots=True)
 class ToolArguments:
-    """A fragment of the call's JSON arguments."""
+    """A fragment of the call's JSON arguments. All of them come before anything else that is content."""
 
     index: int
     fragment: str

@@ -93,6 +93,10 @@ def parse_messages_request(body: Any) -> ChatRequest:
     if max_tokens is None:
         raise InvalidRequestError("`max_tokens` is required.", "max_tokens")
     effort, output = _output_config(optional(body, "output_config", dict))
+    thinking = _thinking(optional(body, "thinking", dict), max_tokens)
+    if thinking is None and effort is not None:
+        # Effort without a word about thinking is not a wish for thinking, as it is in OpenAI's API.
+        thinking = ThinkingConfig("default")
     request = ChatRequest(
         alias=model_name(body.get("model")),
         system=(*_texts(body.get("system"), "system"), *leading),
@@ -107,7 +111,7 @@ def parse_messages_request(body: Any) -> ChatRequest:
         stop=_stop(body.get("stop_sequences")),
         stream=optional(body, "stream", bool) or False,
         include_usage=True,
-        thinking=_thinking(optional(body, "thinking", dict), max_tokens),
+        thinking=thinking,
         effort=effort,
         output=output,
         ignored=_ignored(body),

@@ -72,8 +72,6 @@ class MessageEncoder:
         self._open = ""  # its type, "" once it is stopped
         self._text_head = b""  # of a text delta in this block: most deltas differ in their text only
         self._tool = -1  # the tool call whose block is open
-        self._arguments = ""  # what of its arguments has been sent
-        self._waiting: dict[int, tuple[ToolStart, list[str]]] = {}
 
     @property
     def heartbeat(self) -> bytes:
@@ -131,56 +129,22 @@ class MessageEncoder:
         return _sse({"type": "content_block_delta", "index": self._index, "delta": delta})
 
     def _stop(self) -> bytes:
-        """Stop the open block and send what had to wait for it, so that no block is open."""
-        stopped = b""
-        while self._open:
-            stopped += self._stop_block() + self._release()
-        return stopped
-
-    def _stop_block(self) -> bytes:
+        if not self._open:
+            return b""
         self._open = ""
         return _sse({"type": "content_block_stop", "index": self._index})
 
-    # --- tool calls: blocks cannot overlap here, but a vendor may send the arguments of two calls in turns
-
     def _start_tool(self, event: ToolStart) -> bytes:
-        if self._open == "tool_use" and (self._waiting or not _is_json(self._arguments)):
-            self._waiting[event.index] = (event, [])
-            return b""
-        return self._stop() + self._start_tool_block(event)
-
-    def _start_tool_block(self, event: ToolStart) -> bytes:
-        self._tool, self._arguments = event.index, ""
-        return self._start({"type": "tool_use", "id": event.id, "name": event.name, "input": {}})
+        self._tool = event.index
+        return self._stop() + self._start({"type": "tool_use", "id": event.id, "name": event.name, "input": {}})
 
     def _continue_tool(self, event: ToolArguments) -> bytes:
-        if event.index in self._waiting:
-            self._waiting[event.index][1].append(event.fragment)
-            return b""
-        if event.index != self._tool or self._open != "tool_use":
-            if not event.fragment.strip():
-                return b""
-            raise GatewayError(Kind.UPSTREAM_PROTOCOL, "The provider added to a tool call that it had ended.")
-        sent = self._delta_arguments(event.fragment)
-        if self._waiting and _is_json(self._arguments):
-            sent += self._stop_block() + self._release()
-        return sent
-
-    def _delta_arguments(self, fragment: str) -> bytes:
-        self._arguments += fragment
-        return self._delta({"type": "input_json_delta", "partial_json": fragment})
-
-    def _release(self) -> bytes:
-        """Send the calls that had to wait, up to the first that is not complete; that one is open then."""
-        released = b""
-        while self._waiting:
-            start, fragments = self._waiting.pop(min(self._waiting))
-            released += self._start_tool_block(start)
-            released += b"".join(self._delta_arguments(fragment) for fragment in fragments)
-            if not self._waiting or not _is_json(self._arguments):
-                break
-            released += self._stop_block()
-        return released
+        if event.index == self._tool and self._open == "tool_use":
+            return self._delta({"type": "input_json_delta", "partial_json": event.fragment})
+        if event.fragment.strip():
+            # A block that is stopped stays so in this format. Better a visible fault than a call with half its arguments.
+            raise GatewayError(Kind.UPSTREAM_PROTOCOL, "The provider added to a tool call after something else.")
+        return b""
 
     # --- the message
 
@@ -208,14 +172,6 @@ class MessageEncoder:
         del usage["cache_creation"]  # not a field of this event
         delta = {"stop_reason": stop_reason(end), "stop_sequence": end.stop_sequence}
         return stopped + _sse({"type": "message_delta", "delta": delta, "usage": usage}) + _sse({"type": "message_stop"})
-
-
-def _is_json(text: str) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True
 
 
 def _sse(event: dict[str, Any]) -> bytes:

@@ -119,10 +119,10 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 class ThinkingConfig:
     """Whether the model is to reason before it answers, as the Messages API puts it.
 
-    ``budget_tokens`` only with mode ``enabled``.
+    ``budget_tokens`` only with mode ``enabled``. ``default``: the caller leaves it to the model.
     """
 
-    mode: Literal["enabled", "adaptive", "disabled", "between_tools"]
+    mode: Literal["enabled", "adaptive", "disabled", "between_tools", "default"]
     budget_tokens: int | None = None
     display: Literal["summarized", "omitted"] | None = None
 
