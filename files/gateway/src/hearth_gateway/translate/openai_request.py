@@ -25,10 +25,14 @@ from hearth_gateway.translate.fields import (
 )
 from hearth_gateway.translate.model import (
     ChatRequest,
+    Effort,
     ImagePart,
+    JsonOutput,
     Part,
     PdfPart,
+    RedactedThinkingPart,
     TextPart,
+    ThinkingPart,
     Tool,
     ToolChoice,
     ToolResult,
@@ -52,7 +56,6 @@ _HINTS = frozenset(
         "store",
         "service_tier",
         "prediction",
-        "reasoning_effort",
         "verbosity",
         "safety_identifier",
         "prompt_cache_key",
@@ -85,6 +88,7 @@ _KNOWN = frozenset(
         "logprobs",
         "top_logprobs",
         "response_format",
+        "reasoning_effort",
         "modalities",
     }
 )
@@ -111,6 +115,8 @@ def parse_chat_request(body: Any) -> ChatRequest:
         stop=_stop(body.get("stop")),
         stream=stream,
         include_usage=_include_usage(body, stream),
+        effort=_effort(body.get("reasoning_effort")),
+        output=_output(optional(body, "response_format", dict)),
         ignored=_ignored(body),
     )
     check_cache_breakpoints(request)
@@ -127,9 +133,6 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
         raise InvalidRequestError("Log probabilities are not supported.", "logprobs")
     if body.get("modalities") not in (None, ["text"]):
         raise InvalidRequestError("Only the modality `text` is supported.", "modalities")
-    response_format = body.get("response_format")
-    if response_format is not None and response_format != {"type": "text"}:
-        raise InvalidRequestError("Only `response_format` of type `text` is supported.", "response_format")
 
 
 def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
@@ -171,6 +174,43 @@ def _include_usage(body: dict[str, Any], stream: bool) -> bool:
     if not isinstance(value, bool | None):
         raise InvalidRequestError("`include_usage` must be true or false.", "stream_options.include_usage")
     return bool(value)
+
+
+_EFFORTS: dict[str, Effort] = {
+    "none": "none",
+    "minimal": "minimal",
+    "low": "low",
+    "medium": "medium",
+    "high": "high",
+    "xhigh": "xhigh",
+}
+
+
+def _effort(value: Any) -> Effort | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in _EFFORTS:
+        raise InvalidRequestError(f"`reasoning_effort` must be one of {', '.join(_EFFORTS)}.", "reasoning_effort")
+    return _EFFORTS[value]
+
+
+def _output(value: dict[str, Any] | None) -> JsonOutput | None:
+    """The `response_format`; None for plain text."""
+    if value is None or value.get("type") == "text":
+        return None
+    if value.get("type") == "json_object":
+        return JsonOutput()
+    if value.get("type") != "json_schema":
+        raise InvalidRequestError("`type` must be one of text, json_object, json_schema.", "response_format.type")
+    where = "response_format.json_schema"
+    wanted = value.get("json_schema")
+    if not isinstance(wanted, dict) or not isinstance(wanted.get("schema"), dict):
+        raise InvalidRequestError("`json_schema` must be an object with a `schema`.", where)
+    name = identifier(wanted.get("name"), f"{where}.name")
+    strict = wanted.get("strict")
+    if not isinstance(strict, bool | None):
+        raise InvalidRequestError("`strict` must be true or false.", f"{where}.strict")
+    return JsonOutput(wanted["schema"], name, strict)
 
 
 # --- messages ---------------------------------------------------------------------------------
@@ -283,7 +323,7 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
             {"type": "text", "text": part.get("refusal")} if isinstance(part, dict) and part.get("type") == "refusal" else part
             for part in content
         ]
-    parts: list[Part] = list(_text_parts(content, f"{param}.content"))
+    parts: list[Part] = [*_thinking_parts(message, param), *_text_parts(content, f"{param}.content")]
     calls = message.get("tool_calls")
     if calls is None:
         return tuple(parts)
@@ -302,6 +342,25 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
             )
         )
     return tuple(parts)
+
+
+def _thinking_parts(message: dict[str, Any], param: str) -> list[Part]:
+    """Signed reasoning in the form that LiteLLM's clients know; ours come from our own answers.
+
+    `reasoning_content` alone is left out: without its signature no vendor takes it back.
+    """
+    blocks = message.get("thinking_blocks")
+    parts: list[Part] = []
+    for index, block in enumerate(part_list(blocks, f"{param}.thinking_blocks") if blocks is not None else ()):
+        where = f"{param}.thinking_blocks[{index}]"
+        if block.get("type") == "redacted_thinking":
+            parts.append(RedactedThinkingPart(identifier(block.get("data"), f"{where}.data")))
+        elif block.get("type") != "thinking":
+            raise InvalidRequestError("Only blocks of type thinking and redacted_thinking are supported.", f"{where}.type")
+        elif block.get("signature"):
+            text = string(block.get("thinking"), f"{where}.thinking")
+            parts.append(ThinkingPart(text, string(block["signature"], f"{where}.signature")))
+    return parts
 
 
 def _arguments(value: Any, param: str) -> dict[str, Any]:

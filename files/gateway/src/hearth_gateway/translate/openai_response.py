@@ -11,8 +11,10 @@ from hearth_gateway.translate.events import (
     End,
     Event,
     FinishReason,
+    RedactedThinking,
     Text,
     Thinking,
+    ThinkingEnd,
     ToolArguments,
     ToolStart,
     Usage,
@@ -47,6 +49,7 @@ class ChunkEncoder:
         self._include_usage = include_usage
         self._usage = Usage()
         self._started = False
+        self._reasoning = _Reasoning()
         # Most chunks differ in their text only. Building the rest once saves half of the encoding.
         tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
         self._text_head = b"data: " + orjson.dumps(self._head)[:-1] + b',"choices":[{"index":0,"delta":{"content":'
@@ -60,7 +63,11 @@ class ChunkEncoder:
             self._usage = event
             return b""
         if isinstance(event, Thinking):
+            self._reasoning.add(event)
             return self._role() + self._chunk({"reasoning_content": event.text})
+        if isinstance(event, ThinkingEnd | RedactedThinking):
+            blocks = self._reasoning.add(event)
+            return self._role() + self._chunk({"thinking_blocks": blocks}) if blocks else b""
         if isinstance(event, ToolStart):
             call = {"index": event.index, "id": event.id, "type": "function"}
             return self._role() + self._chunk({"tool_calls": [{**call, "function": {"name": event.name, "arguments": ""}}]})
@@ -89,6 +96,24 @@ class ChunkEncoder:
         return _sse(chunk)
 
 
+class _Reasoning:
+    """Signed reasoning as `thinking_blocks`, as LiteLLM's clients know it: sent back with the history,
+    it lets the model go on with its thoughts. Without the signature no vendor takes it."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+
+    def add(self, event: Thinking | ThinkingEnd | RedactedThinking) -> list[dict[str, str]]:
+        """Blocks that are complete with ``event``: one or none."""
+        if isinstance(event, Thinking):
+            self._text.append(event.text)
+            return []
+        if isinstance(event, RedactedThinking):
+            return [{"type": "redacted_thinking", "data": event.data}]
+        text, self._text = "".join(self._text), []
+        return [{"type": "thinking", "thinking": text, "signature": event.signature}] if event.signature else []
+
+
 def encode_error(error: GatewayError, _request_id: str = "") -> bytes:
     """An error after the first content. No ``[DONE]`` may follow: the answer is not complete."""
     return _sse(error.body())
@@ -104,6 +129,8 @@ class Collector:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._thinking: list[str] = []
+        self._blocks: list[dict[str, str]] = []
+        self._reasoning = _Reasoning()
         self._calls: list[tuple[ToolStart, list[str]]] = []
         self._usage = Usage()
         self._reason: FinishReason = "stop"
@@ -111,8 +138,10 @@ class Collector:
     def add(self, event: Event) -> None:
         if isinstance(event, Text):
             self._text.append(event.text)
-        elif isinstance(event, Thinking):
-            self._thinking.append(event.text)
+        elif isinstance(event, Thinking | ThinkingEnd | RedactedThinking):
+            if isinstance(event, Thinking):
+                self._thinking.append(event.text)
+            self._blocks += self._reasoning.add(event)
         elif isinstance(event, ToolStart):
             self._calls.append((event, []))
         elif isinstance(event, ToolArguments):
@@ -132,6 +161,8 @@ class Collector:
         }
         if self._thinking:
             message["reasoning_content"] = "".join(self._thinking)
+        if self._blocks:
+            message["thinking_blocks"] = self._blocks
         if self._calls:
             message["tool_calls"] = [
                 {
