@@ -27,6 +27,7 @@ class House:
     """A store and one process's view of it."""
 
     def __init__(self, directory: Path) -> None:
+        self.directory = directory
         self.clock = FakeClock()
         self.problems: list[str] = []
         self.engine = open_database(f"sqlite:///{directory}/hearth.db")
@@ -229,6 +230,9 @@ def test_forgetting_somebody_leaves_the_sums_of_the_house(house: House) -> None:
     assert kept == {("", "m"): 105, ("", "other"): 3, ("bob@example.org", "m"): 2}
     assert scopes == ["house"]
     assert ANN not in everything
+    written = b"".join(path.read_bytes() for path in house.directory.iterdir())
+    assert b"bob@example.org" in written
+    assert ANN.encode() not in written  # not in free space either, nor in the write-ahead log
     assert not house.store.forget(ANN).known
 
 
