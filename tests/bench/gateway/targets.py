@@ -25,11 +25,13 @@ GO = Path(__file__).resolve().parent / "go"
 GATEWAY_CORE, LOAD_CORE = 0, 1
 
 PROGRAM_TOKEN = "bench-program-token-0123456789"
-PERSON = "ann@example.org"
+PEOPLE = 2000
 LITELLM_KEY = "sk-bench-0123456789"
 VENDOR_KEY = "sk-vendor-0123456789"
-# Above what any window asks for: the limits are counted, and never reached.
-PERSON_LIMITS = {"requests_per_minute": 100_000_000, "tokens_per_day": 10**15, "money_per_day_usd": 999_999, "money_per_month_usd": 999_999}
+# Every ceiling there is, counted for each request and out of reach of one person of so many. Requests per minute are
+# for people only: a program that asks 4000 times a second has no sensible number of them.
+LIMITS = {"tokens_per_day": 10**15, "money_per_day_usd": 999_999, "money_per_month_usd": 999_999}
+PERSON_LIMITS = {"requests_per_minute": 3000, **LIMITS}
 
 
 class BenchError(Exception):
@@ -54,6 +56,7 @@ class Target:
     urls: Mapping[str, str]
     version: str
     headers: tuple[str, ...] = ()
+    people: int = 0  # the driver speaks for so many in turn
     named_models: bool = True
     measured: bool = True
     idle_pss_mib: float = 0.0
@@ -253,7 +256,7 @@ def gateway_config(vendor: str, scenarios: list[Scenario], work: Path) -> dict[s
             {"name": "anthropic", "kind": "anthropic", "base_url": vendor, "api_key_file": str(work / "key")},
         ],
         "models": models,
-        "limits": {"person": PERSON_LIMITS, "program": PERSON_LIMITS, "house": {"money_per_month_usd": 999_999}},
+        "limits": {"person": PERSON_LIMITS, "program": LIMITS, "house": {"money_per_month_usd": 999_999}},
         "prices": [
             {"provider": s.upstream, "model": s.vendor_model, "input_usd": 3, "output_usd": 15, "source": "bench", "date": "2026-11-21"}
             for s in scenarios
@@ -273,9 +276,9 @@ def start_gateway(config: dict[str, object], source: Path, work: Path, name: str
         process = subprocess.Popen(command, stdout=out, stderr=out, env=python_environment(source))
     base = f"http://{_started(process, log)['bind']}"
     wait_ready(f"{base}/healthz", process, log)
-    headers = (f"authorization: Bearer {PROGRAM_TOKEN}", f"x-hearth-end-user: {PERSON}")
+    headers = (f"authorization: Bearer {PROGRAM_TOKEN}",)
     chat = f"{base}/v1/chat/completions"
-    return Target(name, process, {"openai": chat, "anthropic": chat}, _revision(source), headers, log=log)
+    return Target(name, process, {"openai": chat, "anthropic": chat}, _revision(source), headers, people=PEOPLE, log=log)
 
 
 def _started(process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:

@@ -53,6 +53,8 @@ def shoot(binary: Path, target: Target, load: Load) -> Result:
     command = [str(binary), load.kind, "-url", target.url(load.scenario), "-model", target.model(load.scenario), *load.options]
     for header in target.headers:
         command += ["-header", header]
+    if target.people:
+        command += ["-people", str(target.people)]
     if target.measured:
         command += ["-core", str(GATEWAY_CORE), *(part for pid in target.pids() for part in ("-pid", str(pid)))]
     done = subprocess.run(

@@ -14,6 +14,9 @@ import (
 
 const answerTimeout = 60 * time.Second
 
+// peopleStride is prime, so that the connections go through the people at different places.
+const peopleStride = 157
+
 type closedResult struct {
 	window
 	quantiles
@@ -86,7 +89,7 @@ func (u *user) run(index int, windowStart, windowEnd time.Time, requests int, fa
 		}
 		nonce := fmt.Sprintf("%06d%010d", index, number)
 		start := clock.Micros()
-		if err := u.ask(nonce); err != nil {
+		if err := u.ask(nonce, index*peopleStride+number); err != nil {
 			if requests > 0 || time.Now().After(windowStart) {
 				faults.add(err)
 			}
@@ -102,7 +105,7 @@ func (u *user) run(index int, windowStart, windowEnd time.Time, requests int, fa
 	}
 }
 
-func (u *user) ask(nonce string) error {
+func (u *user) ask(nonce string, turn int) error {
 	if u.connection == nil {
 		connection, err := net.Dial("tcp", u.options.address)
 		if err != nil {
@@ -113,7 +116,7 @@ func (u *user) ask(nonce string) error {
 	if err := u.connection.SetDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return err
 	}
-	if _, err := u.connection.Write(u.template.fill(nonce)); err != nil {
+	if _, err := u.connection.Write(u.template.fill(nonce, turn%max(1, u.options.people))); err != nil {
 		return err
 	}
 	response, err := http.ReadResponse(u.reader, nil)

@@ -29,6 +29,7 @@ type options struct {
 	headers headerList
 	pids    pidList
 	core    int
+	people  int
 	warmup  time.Duration
 }
 
@@ -68,6 +69,7 @@ func main() {
 	flags.Var(&o.headers, "header", "`name: value`; repeatable")
 	flags.Var(&o.pids, "pid", "process to measure; repeatable")
 	flags.IntVar(&o.core, "core", -1, "core those processes are pinned to")
+	flags.IntVar(&o.people, "people", 0, "speak for so many people in turn, at most 9999 (header x-hearth-end-user)")
 	warmup := flags.Float64("warmup", 0.5, "seconds of load before the window; of closed only")
 	connections := flags.Int("c", 1, "closed: connections")
 	seconds := flags.Float64("seconds", 2, "closed: length of the window")

@@ -16,11 +16,15 @@ const (
 
 var prompt = strings.Repeat("Please say in a few words why a proxy between people and a model should be quick. ", 9)
 
-// template is a request with a hole of 16 digits, so that making one costs next to nothing.
+// template is a request with a hole of 16 digits, and one of 4 for the number of a person, so that making one costs
+// next to nothing.
 type template struct {
-	bytes []byte
-	hole  int
+	bytes  []byte
+	hole   int
+	person int // -1 without people
 }
+
+const personHeader = "x-hearth-end-user: person-"
 
 func newTemplate(o options, stream bool) template {
 	const digits = "0000000000000000"
@@ -35,15 +39,26 @@ func newTemplate(o options, stream bool) template {
 	for _, line := range o.headers {
 		head += line + "\r\n"
 	}
+	if o.people > 0 {
+		head += personHeader + "0000@example.org\r\n"
+	}
 	whole := head + "\r\n" + body
-	return template{[]byte(whole), strings.Index(whole, "nonce:"+digits) + len("nonce:")}
+	result := template{[]byte(whole), strings.Index(whole, "nonce:"+digits) + len("nonce:"), -1}
+	if o.people > 0 {
+		result.person = strings.Index(whole, personHeader) + len(personHeader)
+	}
+	return result
 }
 
-// request is the template with its hole filled; each connection has its own copy.
-func (t template) copy() template { return template{append([]byte(nil), t.bytes...), t.hole} }
+// copy is for one connection: filling a template changes it.
+func (t template) copy() template { return template{append([]byte(nil), t.bytes...), t.hole, t.person} }
 
-func (t template) fill(nonce string) []byte {
+// fill makes the request with this nonce, from the person with this number.
+func (t template) fill(nonce string, person int) []byte {
 	copy(t.bytes[t.hole:], nonce)
+	if t.person >= 0 {
+		copy(t.bytes[t.person:], fmt.Sprintf("%04d", person))
+	}
 	return t.bytes
 }
 

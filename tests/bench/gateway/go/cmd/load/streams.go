@@ -84,7 +84,7 @@ func hold(o options, n, events int, ramp time.Duration) (streamsResult, error) {
 			open++
 			result.Peak = max(result.Peak, open)
 			mutex.Unlock()
-			found, firstMicros, err := read(o, shared.copy().fill(fmt.Sprintf("%016d", index)), events)
+			found, firstMicros, err := read(o, shared.copy().fill(fmt.Sprintf("%016d", index), index%max(1, o.people)), events)
 			mutex.Lock()
 			defer mutex.Unlock()
 			open--
