@@ -7,7 +7,8 @@ sends something new fails a test here and not at the vendor.
 
     python3 anthropic_server.py --bind 127.0.0.1:8444 --api-key KEY [--cert F --key F] [--record FILE]
 
-The answer is an echo, so a test can foretell it: "You said: <last user text>". One token per word.
+The answer is an echo, so a test can foretell it: "You said: <last user text>", or, when JSON is asked for,
+an object with that text in every property of the schema. One token per word.
 Faults are chosen by the model, as `<any name>+<scenario>`, or by the header `x-mock-scenario`:
 
     slow            a word every 0.2 s                 slow-headers    10 s before anything
@@ -47,7 +48,7 @@ Block = dict[str, Any]
 REQUEST_KEYS = {
     "model": str, "max_tokens": int, "messages": list, "system": (list, str), "stream": bool,
     "temperature": (int, float), "top_p": (int, float), "stop_sequences": list, "tools": list,
-    "tool_choice": dict,
+    "tool_choice": dict, "top_k": int, "thinking": dict, "output_config": dict, "metadata": dict,
 }  # fmt: skip
 BLOCK_KEYS = {
     "text": {"type", "text", "cache_control"},
@@ -55,8 +56,14 @@ BLOCK_KEYS = {
     "document": {"type", "source", "title", "cache_control"},
     "tool_use": {"type", "id", "name", "input", "cache_control"},
     "tool_result": {"type", "tool_use_id", "content", "is_error", "cache_control"},
+    "thinking": {"type", "thinking", "signature"},
+    "redacted_thinking": {"type", "data"},
 }
-ROLE_BLOCKS = {"user": {"text", "image", "document", "tool_result"}, "assistant": {"text", "tool_use"}}
+ROLE_BLOCKS = {
+    "user": {"text", "image", "document", "tool_result"},
+    "assistant": {"text", "tool_use", "thinking", "redacted_thinking"},
+}
+SIGNATURE = "c2lnbmVk"
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 
 
@@ -82,9 +89,28 @@ def check_request(body: Any, version: str) -> None:
     if isinstance(body.get("system"), list):
         for block in body["system"]:
             check_block(block, {"text"})
+    check_thinking(body)
+    output = body.get("output_config", {})
+    need(set(output) <= {"effort", "format"}, "output_config: Extra inputs are not permitted")
+    need(output.get("effort", "high") in ("low", "medium", "high", "xhigh", "max"), "output_config.effort: Input should be one of")
+    need(output.get("format", {"type": "json_schema"})["type"] == "json_schema", "output_config.format.type: must be json_schema")
+    need(set(body.get("metadata", {})) <= {"user_id"}, "metadata: Extra inputs are not permitted")
     tools = check_tools(body)
     check_messages(body["messages"], tools)
     need(count_cache_control(body) <= 4, "A maximum of 4 blocks with cache_control may be provided")
+
+
+def check_thinking(body: Json) -> None:
+    thinking = body.get("thinking")
+    if thinking is None:
+        return
+    kind = thinking.get("type")
+    need(kind in ("enabled", "adaptive", "disabled", "between_tools"), "thinking.type: unknown")
+    need(set(thinking) <= {"type", "display", "budget_tokens"}, "thinking: Extra inputs are not permitted")
+    need((kind == "enabled") == ("budget_tokens" in thinking), "thinking.budget_tokens: only with type enabled")
+    if kind == "enabled":
+        need(1024 <= thinking["budget_tokens"] < body["max_tokens"], "thinking.budget_tokens: must be >= 1024 and < max_tokens")
+        need(body.get("temperature", 1) == 1 and "top_k" not in body, "temperature, top_k: not together with thinking")
 
 
 def check_messages(messages: list[Any], tools: set[str]) -> None:
@@ -146,6 +172,8 @@ def check_block(block: Any, allowed: set[str]) -> None:
     elif kind == "tool_use":
         need(isinstance(block["input"], dict), "tool_use.input: Input should be an object")
         check_name(block["id"], 1000)
+    elif kind == "thinking":
+        need(block["signature"] == SIGNATURE, "thinking: Invalid `signature` in `thinking` block")
     elif kind == "tool_result":
         check_name(block["tool_use_id"], 1000)
         content = block.get("content", [])
@@ -240,10 +268,14 @@ class Answer:
     def __init__(self, body: Json, scenario: str) -> None:
         self.model = body["model"]
         self.stop_reason = STOP_REASONS.get(scenario, "end_turn")
+        self.stop_sequence: str | None = None
         text = f"You said: {last_user_text(body)}"
+        wanted = body.get("output_config", {}).get("format")
+        if wanted is not None:
+            text = json.dumps(dict.fromkeys(wanted["schema"]["properties"], last_user_text(body)), ensure_ascii=False)
         self.blocks: list[Block] = []
         if scenario == "thinking":
-            self.blocks.append({"type": "thinking", "thinking": "Let me think. ", "signature": "c2lnbmVk"})
+            self.blocks.append({"type": "thinking", "thinking": "Let me think. ", "signature": SIGNATURE})
         if scenario.startswith("tool"):
             need(body.get("tools"), "the scenario needs tools")
             arguments = {} if scenario == "tool-empty" else {"place": "Zürich", "days": 3}
@@ -259,6 +291,7 @@ class Answer:
                 joined = " ".join(words)
                 if sequence in joined:
                     words, self.stop_reason = joined[: joined.index(sequence)].split(" "), "stop_sequence"
+                    self.stop_sequence = sequence
             self.blocks.append({"type": "text", "text": " ".join(words)})
         self.usage: Json = {
             "input_tokens": words_in(body["messages"]) + words_in(body.get("system", "")),
@@ -274,7 +307,7 @@ class Answer:
     def message(self) -> Json:
         return {
             "id": "msg_mock", "type": "message", "role": "assistant", "model": self.model,
-            "content": self.blocks, "stop_reason": self.stop_reason, "stop_sequence": None,
+            "content": self.blocks, "stop_reason": self.stop_reason, "stop_sequence": self.stop_sequence,
             "usage": self.usage,
         }  # fmt: skip
 
@@ -286,14 +319,14 @@ class Answer:
         return self.message()
 
     def events(self) -> Iterator[Json]:
-        start = self.message() | {"content": [], "stop_reason": None}
+        start = self.message() | {"content": [], "stop_reason": None, "stop_sequence": None}
         start["usage"] = self.usage | {"output_tokens": 1}
         yield {"type": "message_start", "message": start}
         for index, block in enumerate(self.blocks):
             yield from self._block(index, block)
         yield {
             "type": "message_delta",
-            "delta": {"stop_reason": self.stop_reason, "stop_sequence": None},
+            "delta": {"stop_reason": self.stop_reason, "stop_sequence": self.stop_sequence},
             # As the vendor does it: cumulative, and without the input tokens.
             "usage": {"output_tokens": self.usage["output_tokens"]},
         }

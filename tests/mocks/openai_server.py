@@ -7,7 +7,8 @@ implement it refuses with 400, so a gateway that sends something new fails a tes
     python3 openai_server.py --bind 127.0.0.1:8445 --api-key KEY [--cert F --key F] [--record FILE]
 
 An empty --api-key asks for no key, as a model server in one's own house may. The answer to a chat is an echo,
-so a test can foretell it: "You said: <last user text>". One token per word. Faults are chosen by the model, as
+so a test can foretell it: "You said: <last user text>", or, when JSON is asked for, an object with that text in
+every property of the schema. One token per word. Faults are chosen by the model, as
 `<any name>+<scenario>`, or by the header `x-mock-scenario`:
 
     slow            a word every 0.2 s                 slow-headers    10 s before anything
@@ -217,7 +218,11 @@ class Answer:
         self.usage["total_tokens"] = self.usage["prompt_tokens"] + self.usage["completion_tokens"]
 
     def _say(self, body: Json) -> None:
-        words = f"You said: {last_user_text(body)}".split(" ")
+        said = f"You said: {last_user_text(body)}"
+        wanted = body.get("response_format", {})
+        if wanted.get("type") == "json_schema":
+            said = json.dumps(dict.fromkeys(wanted["json_schema"]["schema"]["properties"], last_user_text(body)), ensure_ascii=False)
+        words = said.split(" ")
         limit = body.get("max_completion_tokens") or body.get("max_tokens") or len(words)
         self.finish = FINISH_REASONS.get(self.scenario, "stop" if limit >= len(words) else "length")
         text = " ".join(words[:limit])

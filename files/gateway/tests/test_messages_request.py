@@ -156,6 +156,11 @@ def test_effort_alone_does_not_turn_thinking_on() -> None:
     assert body["output_config"] == {"effort": "low"} and body["thinking"] == {"type": "adaptive", "display": "omitted"}
 
 
+def test_reasoning_that_nobody_signed_is_left_out() -> None:
+    unsigned = {"type": "thinking", "thinking": "Hm.", "signature": ""}
+    assert upstream(user(), assistant(unsigned, text("x")), user())["messages"][1]["content"] == [text("x")]
+
+
 def test_tool_choice() -> None:
     for mode in ("auto", "any", "none"):
         request = parsed(tools=[TOOL], tool_choice={"type": mode})

@@ -366,7 +366,9 @@ def _assistant_block(block: dict[str, Any], param: str) -> tuple[Part, ...]:
         return (ToolUse(call_id, name, arguments, cache_control(block, param)),)
     if kind == "thinking":
         text = string(block.get("thinking"), f"{param}.thinking")
-        return (ThinkingPart(text, string(block.get("signature"), f"{param}.signature")),)
+        signature = string(block.get("signature"), f"{param}.signature")
+        # Reasoning of a vendor that signs nothing: no vendor takes it back.
+        return (ThinkingPart(text, signature),) if signature else ()
     if kind == "redacted_thinking":
         return (RedactedThinkingPart(identifier(block.get("data"), f"{param}.data")),)
     raise InvalidRequestError("Only blocks of type text, tool_use, thinking and redacted_thinking are supported.", f"{param}.type")
