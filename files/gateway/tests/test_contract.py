@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +17,11 @@ from flask.testing import FlaskClient
 
 from hearth_gateway.api.description import openapi_document
 from hearth_gateway.app import Gateway, create_app
-from hearth_gateway.config import Config, parse_config
+from hearth_gateway.config import AllLimitsConfig, Config, LimitsConfig, parse_config
 from hearth_gateway.contract import contract_files
-from hearth_gateway.core.metering import Leg
+from hearth_gateway.core.identity import Caller
+from hearth_gateway.core.limits import LimitBook, LimitEvent, Sums
+from hearth_gateway.core.metering import Leg, Settlement
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.telemetry.metrics import DEFINITIONS, PROCESS_DEFINITIONS
@@ -60,9 +63,22 @@ def test_the_repository_holds_what_the_code_says(name: str) -> None:
     assert text == contract_files()[name], "run: hearth-gateway write-contract contract"
 
 
+def fill(gateway: Gateway) -> None:
+    """One series of every metric."""
+    caller, usage = Caller("app", person="ann@example.org"), Usage(1, 2, 3, 1, 4)
+    for cost_nano in (5, None):
+        leg = Leg("r", 1, 0.0, caller, "demo", "demo", "demo", True, usage, "ok", 1.0, 0.5)
+        gateway.metrics.record(Settlement(leg, usage, "estimated", cost_nano))
+    book = LimitBook(AllLimitsConfig(person=LimitsConfig(tokens_per_day=10)))
+    gateway.metrics.limit_used(book.bounds(caller, time.time()).ceilings[0], Sums(tokens=5))
+    gateway.metrics.limit_event(LimitEvent("person:ann@example.org", "tokens_per_day", "soft", "2026-11-21", 0.8))
+    gateway.metrics.error(Kind.INTERNAL)
+    gateway.metrics.failover("demo", "upstream_error")
+
+
 def test_exposition_is_the_contract(gateway: Gateway, client: FlaskClient) -> None:
     client.get("/healthz")
-    gateway.metrics.record(Leg("r", 1, 0.0, "c", "demo", "demo", "demo", True, Usage(1, 2, 3, 1, 4), "ok", 1.0, 0.5))
+    fill(gateway)
     types: dict[str, str] = {}
     helps: dict[str, str] = {}
     labels: dict[str, set[str]] = {}

@@ -1,58 +1,127 @@
-"""The ledger: what is written, when, and what happens when it cannot be."""
+"""The store on SQLite: migrations, the ledger, limits in its transactions, and what happens when it cannot be written."""
 
 from __future__ import annotations
 
+import datetime
 import sqlite3
 import time
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from gateway_fakes import FakeClock
 
+from hearth_gateway.config import AllLimitsConfig, LimitsConfig
 from hearth_gateway.core.identity import Caller
-from hearth_gateway.core.metering import Leg
-from hearth_gateway.errors import GatewayError
+from hearth_gateway.core.limits import LimitBook, LimitEvent
+from hearth_gateway.core.metering import Intent, Leg, Settlement
+from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.store import ledger as ledger_module
 from hearth_gateway.store.database import MIGRATIONS, DatabaseError, Step, migrate, open_database
+from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.tables import ledger as ledger_table
 from hearth_gateway.store.tables import metadata, schema_steps, schema_version
 from hearth_gateway.translate.events import Usage
 
+PATIENCE_S = 10
+BOOK = LimitBook(AllLimitsConfig())
+NOW = 1_700_000_000.5  # 2023-11-14 22:13 UTC
 
-def leg(number: int = 1) -> Leg:
-    return Leg(
-        request_id=f"r{number}", leg=1, started_at=1_700_000_000.5, caller=Caller("ann"), alias="sonnet",
-        provider="anthropic", model="claude-x", stream=True,
-        usage=Usage(input=1, cache_read=2, cache_write=3, cache_write_1h=1, output=4),
-        outcome="ok", duration_s=1.25, first_token_s=None,
+
+def intent(
+    number: int = 1,
+    book: LimitBook = BOOK,
+    leg: int = 1,
+    at: float = NOW,
+    cost_nano: int | None = 500,
+    person: str | None = None,
+) -> Intent:
+    caller = Caller("ann", person)
+    return Intent(
+        request_id=f"r{number}", leg=leg, started_at=at, caller=caller, alias="sonnet", provider="anthropic", model="claude-x", stream=True,
+        prompt_tokens=30, max_output_tokens=70, images=0, cost_nano=cost_nano, bounds=book.bounds(caller, at),
     )  # fmt: skip
 
 
-def open_ledger(path: Path, problems: list[str]) -> Ledger:
-    return Ledger(open_database(f"sqlite:///{path}"), problems.append)
+def settlement(of: Intent, cost_nano: int | None = 5) -> Settlement:
+    usage = Usage(input=1, cache_read=2, cache_write=3, cache_write_1h=1, output=4)
+    leg = Leg(
+        request_id=of.request_id, leg=of.leg, started_at=of.started_at, caller=of.caller, alias=of.alias, provider=of.provider,
+        model=of.model, stream=of.stream, usage=usage, outcome="ok", duration_s=1.25, first_token_s=None,
+    )  # fmt: skip
+    return Settlement(leg, usage, "settled", cost_nano)
 
 
-def rows(path: Path) -> list[tuple[object, ...]]:
+def run(ledger: Ledger, what: Intent, cost_nano: int | None = 5) -> None:
+    """One whole leg."""
+    ledger.begin(what)
+    ledger.settle(what, settlement(what, cost_nano))
+
+
+def open_ledger(path: Path, problems: list[str], **listeners: Any) -> Ledger:
+    return Ledger(open_database(f"sqlite:///{path}"), problems.append, **listeners)
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
     with sqlite3.connect(path) as connection:
-        return connection.execute("SELECT * FROM ledger ORDER BY id").fetchall()
+        connection.row_factory = sqlite3.Row
+        return [dict(row) for row in connection.execute("SELECT * FROM ledger ORDER BY id")]
 
 
-def test_rows_are_written_soon_and_at_the_close(tmp_path: Path) -> None:
+def sums(path: Path, scope: str) -> dict[str, tuple[int, int, int, int]]:
+    """By period: tokens, nano, held tokens, held nano."""
+    with sqlite3.connect(path) as connection:
+        found = connection.execute("SELECT period, tokens, nano, held_tokens, held_nano FROM spending WHERE scope = ?", (scope,))
+        return {row[0]: row[1:] for row in found}
+
+
+def test_an_intent_is_on_disk_before_begin_returns(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    mine = intent(person="ann@example.org")
+    ledger.begin(mine)
+    row = rows(path)[0]
+    assert (row["state"], row["outcome"], row["input_tokens"], row["output_tokens"], row["cost_nano"]) == ("intent", "unknown", 30, 70, 500)
+    for scope in ("person:ann@example.org", "program:ann"):
+        assert sums(path, scope) == {"2023-11-14": (0, 0, 100, 500), "2023-11": (0, 0, 100, 500)}
+    assert sums(path, "house") == {"2023-11": (0, 0, 100, 500)}
+    ledger.settle(mine, settlement(mine))
+    assert ledger.close(PATIENCE_S) == 0
+    assert rows(path) == [
+        {
+            "id": 1, "request_id": "r1", "leg": 1, "started_at_ms": 1_700_000_000_500, "caller": "ann", "alias": "sonnet",
+            "provider": "anthropic", "model": "claude-x", "stream": 1, "input_tokens": 1, "cache_read_tokens": 2, "cache_write_tokens": 3,
+            "cache_write_1h_tokens": 1, "output_tokens": 4, "outcome": "ok", "duration_ms": 1250, "first_token_ms": None,
+            "person": "ann@example.org", "state": "settled", "instance": ledger.instance, "images": 0, "cost_nano": 5,
+        }
+    ]  # fmt: skip
+    assert sums(path, "person:ann@example.org") == {"2023-11-14": (10, 5, 0, 0), "2023-11": (10, 5, 0, 0)}
+
+
+def test_settlements_are_written_soon_and_at_the_close(tmp_path: Path) -> None:
     problems: list[str] = []
     path = tmp_path / "hearth.db"
     ledger = open_ledger(path, problems)
-    ledger.record(leg())
-    deadline = time.monotonic() + 10
-    while not rows(path) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    expected = (1, "r1", 1, 1_700_000_000_500, "ann", "sonnet", "anthropic", "claude-x", 1, 1, 2, 3, 1, 4, "ok", 1250, None)
-    assert rows(path)[0][:17] == expected
-    for number in range(2, 1202):
-        ledger.record(leg(number))
-    assert ledger.close(10) == 0
-    assert len(rows(path)) == 1201 and problems == []
+    run(ledger, intent())
+    wait_until(lambda: rows(path)[0]["state"] == "settled")
+    with ThreadPoolExecutor(40) as pool:
+        list(pool.map(lambda number: run(ledger, intent(number)), range(2, 402)))
+    assert ledger.close(PATIENCE_S) == 0 and problems == []
+    assert [row["state"] for row in rows(path)] == ["settled"] * 401
+    assert sums(path, "house") == {"2023-11": (4010, 2005, 0, 0)}
+
+
+def test_a_leg_without_a_price_is_counted_and_costs_nothing_known(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    run(ledger, intent(cost_nano=None), cost_nano=None)
+    assert ledger.close(PATIENCE_S) == 0
+    assert rows(path)[0]["cost_nano"] is None
+    assert sums(path, "house") == {"2023-11": (10, 0, 0, 0)}
 
 
 def test_the_migrations_make_the_tables_of_the_code(tmp_path: Path) -> None:
@@ -157,38 +226,222 @@ def test_a_database_that_cannot_be_used_is_one_sentence(tmp_path: Path, fault: s
         open_database(f"sqlite:///{path}")
 
 
-def test_a_fault_is_told_once_and_nothing_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_is_told_once_and_no_settlement_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "_RETRY_S", 0.05)
     problems: list[str] = []
     path = tmp_path / "hearth.db"
     ledger = open_ledger(path, problems)
-    # The same fault as a full disk: the database refuses to grow.
+    mine = intent()
+    ledger.begin(mine)
+    # The same fault as a full disk: the database refuses the write.
     with sqlite3.connect(path) as connection:
         connection.execute("ALTER TABLE ledger RENAME TO away")
-    ledger.record(leg())
+    ledger.settle(mine, settlement(mine))
     wait_until(lambda: ledger.failing)
+    with pytest.raises(GatewayError) as refused:
+        ledger.begin(intent(2))
+    assert refused.value.kind is Kind.LEDGER_UNAVAILABLE, "what cannot be written down must not be spent"
     assert not ledger.reachable()
     time.sleep(0.2)
     assert len(problems) == 1 and problems[0].startswith("the ledger cannot be written: ")
     with sqlite3.connect(path) as connection:
         connection.execute("ALTER TABLE away RENAME TO ledger")
     wait_until(lambda: not ledger.failing)
-    assert ledger.reachable() and len(rows(path)) == 1
-    assert ledger.close(10) == 0
+    assert ledger.reachable() and ledger.close(PATIENCE_S) == 0
+    assert [row["state"] for row in rows(path)] == ["settled"]
+    assert sums(path, "house") == {"2023-11": (10, 5, 0, 0)}, "nothing held, nothing charged twice"
+
+
+def test_a_commit_that_nobody_heard_of_is_not_charged_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection breaks after the database has written: the writer must find out by itself."""
+    monkeypatch.setattr(ledger_module, "_RETRY_S", 0.05)
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    first, second = intent(1), intent(2)
+    ledger.begin(first)
+    write = ledger._writer.write
+    broken: list[int] = []
+
+    def write_and_break(batch: Any) -> None:
+        write(batch)
+        if len(broken) < 2:
+            broken.append(len(batch))
+            ledger._writer._careful = True
+            raise sa.exc.OperationalError("COMMIT", {}, Exception("the connection was lost"))
+
+    monkeypatch.setattr(ledger._writer, "write", write_and_break)
+    ledger.settle(first, settlement(first))
+    wait_until(lambda: len(broken) == 1)
+    with pytest.raises(GatewayError):
+        ledger.begin(second)
+    assert ledger.close(PATIENCE_S) == 0 and len(broken) == 2
+    assert [(row["request_id"], row["state"], row["cost_nano"], row["outcome"]) for row in rows(path)][:1] == [("r1", "settled", 5, "ok")]
+    assert all(row["cost_nano"] == 0 for row in rows(path)[1:]), "an intent nobody acted on is taken back"
+    assert sums(path, "house") == {"2023-11": (10, 5, 0, 0)}
 
 
 def test_when_too_much_waits_no_more_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "_MAX_QUEUED", 3)
     path = tmp_path / "hearth.db"
     ledger = open_ledger(path, [])
+    begun = [intent(number) for number in range(3)]
+    for item in begun:
+        ledger.begin(item)
     with sqlite3.connect(path) as connection:
         connection.execute("DROP TABLE ledger")
-    for number in range(3):
+    for item in begun:
         ledger.check()
-        ledger.record(leg(number))
+        ledger.settle(item, settlement(item))
     with pytest.raises(GatewayError):
         ledger.check()
-    assert ledger.close(10) == 3, "rows that could not be written are reported"
+    assert ledger.close(PATIENCE_S) == 3, "rows that could not be written are reported"
+
+
+# --- limits in the store -----------------------------------------------------------------------
+
+
+def test_the_last_cent_goes_to_one_of_fifty(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    book = LimitBook(AllLimitsConfig(program=LimitsConfig(money_per_day_usd=Decimal("0.000001"))))
+    ledger = open_ledger(path, [])
+    run(ledger, intent(0, book), cost_nano=999)
+    refused: list[GatewayError] = []
+
+    def ask(number: int) -> None:
+        try:
+            ledger.begin(intent(number, book))
+        except GatewayError as error:
+            refused.append(error)
+
+    with ThreadPoolExecutor(50) as pool:
+        list(pool.map(ask, range(1, 51)))
+    assert len(refused) == 49 and {error.kind for error in refused} == {Kind.QUOTA_EXCEEDED}
+    assert all(error.retry_after_s == 5 for error in refused), "the one that is written may cost less than it could"
+    assert sums(path, "program:ann")["2023-11-14"] == (10, 999, 100, 500), "those that were refused hold nothing"
+    assert ledger.close(PATIENCE_S) == 0
+
+
+def test_what_is_used_up_starts_again_with_the_day(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    book = LimitBook(AllLimitsConfig(program=LimitsConfig(tokens_per_day=10)))
+    events: list[LimitEvent] = []
+    ledger = open_ledger(path, [], on_limit=events.append)
+    run(ledger, intent(1, book))
+    wait_until(lambda: len(events) == 2)
+    with pytest.raises(GatewayError) as refused:
+        ledger.begin(intent(2, book))
+    assert refused.value.retry_after_s == 6_399 or refused.value.retry_after_s == 6_400
+    assert "this program has used its 10 tokens for today. It starts again at 00:00 on 15 November (UTC)" in refused.value.message
+    tomorrow = NOW + 6_400
+    run(ledger, intent(3, book, at=tomorrow))
+    assert ledger.close(PATIENCE_S) == 0
+    assert [(event.level, event.period, event.share) for event in events] == [
+        ("soft", "2023-11-14", 1.0), ("hard", "2023-11-14", 1.0), ("soft", "2023-11-15", 1.0), ("hard", "2023-11-15", 1.0),
+    ]  # fmt: skip
+
+
+def test_a_soft_limit_is_told_once_in_its_period(tmp_path: Path) -> None:
+    book = LimitBook(AllLimitsConfig(soft_share=0.5, program=LimitsConfig(tokens_per_day=100)))
+    events: list[LimitEvent] = []
+    path = tmp_path / "hearth.db"
+    for process in range(2):  # also after a restart
+        ledger = open_ledger(path, [], on_limit=events.append)
+        for number in range(4):
+            run(ledger, intent(10 * process + number, book))
+        assert ledger.close(PATIENCE_S) == 0
+    assert [(event.level, event.share >= 0.5) for event in events] == [("soft", True)]
+
+
+def test_requests_of_any_minute(tmp_path: Path) -> None:
+    book = LimitBook(AllLimitsConfig(program=LimitsConfig(requests_per_minute=3)))
+    ledger = open_ledger(tmp_path / "hearth.db", [])
+    for number, second in enumerate((0, 10, 20)):
+        run(ledger, intent(number, book, at=NOW + second))
+    with pytest.raises(GatewayError) as refused:
+        ledger.begin(intent(4, book, at=NOW + 30))
+    assert refused.value.retry_after_s == 30 and "3 requests a minute" in refused.value.message
+    ledger.begin(intent(2, book, leg=2, at=NOW + 30))  # the second provider of an accepted request
+    run(ledger, intent(5, book, at=NOW + 60.1))
+    assert ledger.close(PATIENCE_S) == 0
+
+
+# --- the dead ----------------------------------------------------------------------------------
+
+
+Charged = list[tuple[str, str, int]]
+
+
+def housekeeper(path: Path, instance: str, clock: FakeClock | None = None, detail_days: int = 30) -> tuple[Housekeeper, Charged]:
+    found: Charged = []
+    keeper = Housekeeper(
+        open_database(f"sqlite:///{path}"), clock or FakeClock(), BOOK.calendar, detail_days, instance, found.append,  # type: ignore[arg-type]
+        lambda provider, model, count: found.append((provider, model, count)),
+    )  # fmt: skip
+    return keeper, found
+
+
+def test_intents_of_the_dead_are_charged_as_unknown_and_those_of_the_living_are_not(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    dead, alive = open_ledger(path, []), open_ledger(path, [])
+    living, _ = housekeeper(path, alive.instance)
+    living.start()
+    mine, theirs = intent(1), intent(2)
+    dead.begin(mine)
+    alive.begin(theirs)
+    newcomer, charged = housekeeper(path, "new")
+    newcomer.start()
+    assert charged == [("anthropic", "claude-x", 1)]
+    assert [(row["state"], row["cost_nano"]) for row in rows(path)] == [("unknown", 500), ("intent", 500)]
+    assert sums(path, "program:ann")["2023-11-14"] == (100, 500, 100, 500)
+    assert newcomer.recover() == 0, "charged once"
+    # It was not dead after all: what it knows counts.
+    dead.settle(mine, settlement(mine))
+    alive.settle(theirs, settlement(theirs))
+    for ledger in (dead, alive):
+        assert ledger.close(PATIENCE_S) == 0
+    assert [(row["state"], row["cost_nano"]) for row in rows(path)] == [("settled", 5), ("settled", 5)]
+    assert sums(path, "program:ann")["2023-11-14"] == (20, 10, 0, 0)
+    living.stop()
+    newcomer.stop()
+    assert not list(tmp_path.glob("*.alive"))
+
+
+# --- sums instead of old rows ------------------------------------------------------------------
+
+
+def test_old_rows_become_sums_of_days_and_nothing_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    clock = FakeClock()
+    day_s = 86_400
+    for number in range(60):
+        at = clock.time() - (number % 20) * day_s / 2 - number
+        run(ledger, intent(number, at=at, person="ann@example.org" if number % 3 else None), cost_nano=None if number % 7 == 0 else number)
+    ledger.begin(intent(99, at=clock.time() - 9 * day_s))
+    assert ledger.close(PATIENCE_S) == 0
+    before = everything(path)
+    keeper, _ = housekeeper(path, "keeper", clock, detail_days=3)
+    keeper.tidy()
+    assert everything(path) == before
+    keeper.tidy()
+    assert everything(path) == before
+    left = rows(path)
+    first_kept = BOOK.calendar.start_of(BOOK.calendar.date(clock.time()) - datetime.timedelta(days=3))
+    assert 0 < len(left) < 61
+    assert all(row["started_at_ms"] >= first_kept * 1000 for row in left if row["state"] != "intent")
+    assert [row["request_id"] for row in left if row["state"] == "intent"] == ["r99"], "a leg that is not over keeps its row"
+
+
+def everything(path: Path) -> list[tuple[object, ...]]:
+    """Legs, tokens and money of each person, wherever they are kept."""
+    with sqlite3.connect(path) as connection:
+        return connection.execute("""
+            SELECT person, SUM(legs), SUM(input), SUM(read), SUM(output), SUM(cost), SUM(unpriced) FROM (
+                SELECT COALESCE(person, '') AS person, 1 AS legs, input_tokens AS input, cache_read_tokens AS read,
+                    output_tokens AS output, COALESCE(cost_nano, 0) AS cost, cost_nano IS NULL AS unpriced
+                FROM ledger WHERE state <> 'intent'
+                UNION ALL SELECT person, legs, input_tokens, cache_read_tokens, output_tokens, cost_nano, unpriced_legs FROM usage_days
+            ) GROUP BY person ORDER BY person""").fetchall()
 
 
 def wait_until(condition: object) -> None:

@@ -4,32 +4,45 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
+import sqlalchemy as sa
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from hearth_gateway import web
-from hearth_gateway.api import chat, description, health
+from hearth_gateway import __version__, web
+from hearth_gateway.api import chat, description, health, me, messages, models, transparency
 from hearth_gateway.api.door import Door
-from hearth_gateway.api.responses import HearthResponse, error_response
+from hearth_gateway.api.responses import HearthResponse, add_request_id, error_response
 from hearth_gateway.clock import Clock, SystemClock
-from hearth_gateway.config import AnthropicProviderConfig, Config
+from hearth_gateway.config import AnthropicProviderConfig, Config, DemoProviderConfig, OpenAIProviderConfig, ProviderConfig, TargetConfig
+from hearth_gateway.core.breaker import Breakers, Rules, View
+from hearth_gateway.core.catalogue import build_catalogue
 from hearth_gateway.core.conversation import ChatService, Limits, Target
-from hearth_gateway.core.identity import TokenStore
+from hearth_gateway.core.identity import Caller, TokenStore
 from hearth_gateway.core.lifecycle import Lifecycle
-from hearth_gateway.core.metering import Admission, Leg, Reservation
+from hearth_gateway.core.limits import Calendar, LimitBook, LimitEvent
+from hearth_gateway.core.metering import LedgerMeter, Settlement
+from hearth_gateway.core.people import People, PeopleUnavailableError, Watch
+from hearth_gateway.core.prices import Price, PriceBook, price_book, served_pairs
+from hearth_gateway.core.pseudonym import Pseudonym
+from hearth_gateway.core.status import Status, Store
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.anthropic import AnthropicProvider
 from hearth_gateway.providers.base import Provider
 from hearth_gateway.providers.demo import DemoProvider
 from hearth_gateway.providers.http import HttpClient, Transport
+from hearth_gateway.providers.openai_compatible import OpenAICompatibleProvider, Options
 from hearth_gateway.secrets import read_secret
-from hearth_gateway.store.database import open_database
+from hearth_gateway.store.database import DatabaseError, open_database, reason
+from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
+from hearth_gateway.store.people import SqlPeople
 from hearth_gateway.telemetry.log import Log
-from hearth_gateway.telemetry.metrics import Metrics
+from hearth_gateway.telemetry.metrics import Metrics, PersonLabels
+from hearth_gateway.translate.openai_upstream_request import Dialect
+from hearth_gateway.translate.traits import OPENAI, ModelTraits, anthropic_traits
 
 TransportFactory = Callable[[str, str | None, Clock], Transport]
 
@@ -44,6 +57,7 @@ class Gateway:
     metrics: Metrics
     log: Log
     providers: list[Provider]
+    status: Status
     dispose: Callable[[], None]
 
     def close(self, timeout_s: float = 10.0) -> int:
@@ -53,39 +67,6 @@ class Gateway:
             provider.close()
         self.dispose()
         return lost
-
-
-class _Meter:
-    """Each leg goes to the ledger, the metrics and the log."""
-
-    def __init__(self, ledger: Ledger, metrics: Metrics, log: Log) -> None:
-        self._ledger, self._metrics, self._log = ledger, metrics, log
-
-    def admit(self, admission: Admission) -> Reservation:
-        self._ledger.check()
-        return self
-
-    def begin(self, leg: int, provider: str, model: str) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-    def settle(self, leg: Leg) -> None:
-        self._ledger.record(leg)
-        self._metrics.record(leg)
-        self._log.event(
-            "answer",
-            request_id=leg.request_id,
-            caller=leg.caller.name,
-            alias=leg.alias,
-            provider=leg.provider,
-            model=leg.model,
-            stream=leg.stream,
-            outcome=leg.outcome,
-            attempts=leg.leg,
-            duration_ms=int(leg.duration_s * 1000),
-        )
 
 
 def create_app(
@@ -101,18 +82,17 @@ def create_app(
     """
     clock = clock or SystemClock()
     log = log or Log()
-    metrics = Metrics()
-    providers = {item.name: _provider(item, clock, transport) for item in config.providers}
+    providers = {item.name: _provider(item, config, clock, transport) for item in config.providers}
     password = read_secret(Path(config.database_password_file)) if config.database_password_file else None
     engine = open_database(config.database_url, password)
-    ledger = Ledger(engine, lambda problem: log.event("store-problem", problem=problem))
     lifecycle = Lifecycle(config.server.max_open_requests)
-    tokens = TokenStore(
-        Path(config.tokens.dir),
-        clock,
-        lambda name, problem: log.event("token-ignored", token=name, problem=problem),
-    )
+    identity = _identity(config, clock, engine, log)
+    tokens, people, door = identity.tokens, identity.people, Door(identity.tokens, identity.people)
+    metrics = Metrics(PersonLabels(config.metrics.max_people, identity.label(config.metrics.person_label)))
+    money = _money(config, clock, engine, identity, metrics, log)
+    ledger = money.ledger
     timeouts = config.timeouts
+    breakers = _breakers(config, clock, log)
     service = ChatService(
         {
             alias: [Target(providers[target.provider], target.model, config.max_output_tokens(target) or 1) for target in targets]
@@ -126,9 +106,18 @@ def create_app(
             config.server.heartbeat_s,
         ),
         clock,
-        _Meter(ledger, metrics, log),
+        money.meter,
         lifecycle,
+        breakers,
+        identity.guard,
+        identity.upstream_name,
+        metrics.failover,
+        system_prompts=config.system_prompts,
     )
+    kinds = {item.name: item.kind for item in config.providers}
+    status = Status(__version__, clock, lifecycle, breakers, Store(ledger.reachable, lambda: ledger.queued), kinds)
+    for pair in breakers.pairs:
+        metrics.measure("hearth_breaker_state", partial(breakers.state, pair), *pair)
     metrics.measure("hearth_open_requests", lambda: lifecycle.open)
     metrics.measure("hearth_draining", lambda: float(lifecycle.draining))
     metrics.measure("hearth_valid_tokens", lambda: len(tokens))
@@ -138,24 +127,180 @@ def create_app(
     app = Flask("hearth_gateway", static_folder=None)
     app.response_class = HearthResponse
     # One more than allowed: of a chunked body, which does not announce its length, Werkzeug hands out
-    # as much as this and no error. The route sees that it is too much (api/chat.py).
+    # as much as this and no error. The route sees that it is too much (api/answering.py).
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes + 1
     # OPTIONS has no use here, and an automatic answer would be a route that nobody described.
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.register_blueprint(chat.create_blueprint(service, Door(tokens), config.server, int(clock.time()), log))
-    app.register_blueprint(health.create_blueprint(lifecycle, ledger))
+    catalogue = build_catalogue(config, money.prices.price)
+    app.register_blueprint(chat.create_blueprint(service, door, config.server, log))
+    app.register_blueprint(messages.create_blueprint(service, door, config.server, log))
+    app.register_blueprint(models.create_blueprint(catalogue, door, int(clock.time())))
+    app.register_blueprint(me.create_blueprint(door, people, config.limits))
+    app.register_blueprint(transparency.create_blueprint(door, config))
+    app.register_blueprint(health.create_blueprint(status))
     app.register_blueprint(description.create_blueprint())
     app.register_blueprint(web.create_blueprint())
-    _add_error_handlers(app, log)
+    app.before_request(door.before_request)
+    _add_error_handlers(app, metrics, log)
     _add_response_hook(app, lifecycle, metrics)
-    return Gateway(app, lifecycle, ledger, metrics, log, list(providers.values()), engine.dispose)
+
+    def dispose() -> None:
+        money.housekeeper.stop()
+        identity.watch.stop()
+        engine.dispose()
+
+    return Gateway(app, lifecycle, ledger, metrics, log, list(providers.values()), status, dispose)
 
 
-def _provider(config: Any, clock: Clock, transport: TransportFactory) -> Provider:
-    if isinstance(config, AnthropicProviderConfig):
-        key = read_secret(Path(config.api_key_file))
-        return AnthropicProvider(config.name, key, transport(config.base_url, config.ca_file, clock))
-    return DemoProvider(config.name, clock)
+@dataclass(slots=True)
+class _Identity:
+    """Who may use the gateway, as of a second ago. ``watch`` keeps it so until it is stopped."""
+
+    tokens: TokenStore
+    people: People
+    pseudonym: Pseudonym
+    watch: Watch
+
+    def guard(self, caller: Caller) -> None:
+        self.tokens.check(caller)
+        self.people.check(caller)
+
+    def label(self, form: str) -> Callable[[str], str]:
+        """How a person appears in the metrics: `email`, `alias` (where there is one) or `opaque`."""
+
+        def alias(email: str) -> str:
+            person = self.people.of(email)
+            return (person.alias if person else None) or self.pseudonym.of(email)
+
+        if form == "email":
+            return lambda email: email
+        return alias if form == "alias" else self.pseudonym.of
+
+    def upstream_name(self, caller: Caller) -> str | None:
+        """What vendors are told about who asks."""
+        return self.pseudonym.of(caller.person) if caller.person else None
+
+
+def _identity(config: Config, clock: Clock, engine: sa.Engine, log: Log) -> _Identity:
+    tokens = TokenStore(
+        Path(config.tokens.dir),
+        clock,
+        lambda name, problem: log.event("token-ignored", token=name, problem=problem),
+        proxy=config.tokens.proxy,
+        end_users=config.tokens.end_users,
+    )
+    store = SqlPeople(engine)
+    people = People(store, clock, lambda problem: log.event("store-problem", problem=problem))
+    try:
+        key = read_secret(Path(config.pseudonym_key_file)).encode() if config.pseudonym_key_file else store.pseudonym_key()
+    except PeopleUnavailableError as problem:
+        raise DatabaseError(str(problem)) from None
+    return _Identity(tokens, people, Pseudonym(key), Watch((tokens.refresh, people.refresh), log.unexpected))
+
+
+@dataclass(slots=True)
+class _Money:
+    """What is spent, and who may spend it."""
+
+    ledger: Ledger
+    housekeeper: Housekeeper
+    prices: PriceBook
+    limits: LimitBook
+    meter: LedgerMeter
+
+
+def _money(config: Config, clock: Clock, engine: sa.Engine, identity: _Identity, metrics: Metrics, log: Log) -> _Money:
+    def problem(text: str) -> None:
+        log.event("store-problem", problem=text)
+
+    def reached(event: LimitEvent) -> None:
+        metrics.limit_event(event)
+        kind, _, name = event.scope.partition(":")
+        subject = identity.pseudonym.of(name) if kind == "person" else name
+        share = round(event.share, 3)
+        log.event("limit", scope=kind, subject=subject, limit=event.limit, level=event.level, period=event.period, share=share)
+
+    def unknown(provider: str, model: str, count: int) -> None:
+        metrics.unknown(provider, model, count)
+        log.event("charged-unknown", provider=provider, model=model, rows=count)
+
+    def answered(settled: Settlement) -> None:
+        leg = settled.leg
+        log.event(
+            "answer",
+            request_id=leg.request_id,
+            caller=leg.caller.name,
+            alias=leg.alias,
+            provider=leg.provider,
+            model=leg.model,
+            stream=leg.stream,
+            outcome=leg.outcome,
+            attempts=leg.leg,
+            duration_ms=int(leg.duration_s * 1000),
+        )
+
+    prices = price_book(config)
+    limits = LimitBook(config.limits, identity.people.limits_of)
+    ledger = Ledger(engine, problem, reached, metrics.limit_used)
+    housekeeper = Housekeeper(engine, clock, limits.calendar, config.ledger_detail_days, ledger.instance, problem, unknown)
+    try:
+        housekeeper.start()
+    except sa.exc.SQLAlchemyError as error:
+        raise DatabaseError(f"the ledger cannot be used: {reason(error)}") from None
+    except OSError as error:
+        raise DatabaseError(f"beside the database no file can be made: {error.strerror}") from None
+    _measure_prices(config, prices, clock, limits.calendar, metrics)
+    return _Money(ledger, housekeeper, prices, limits, LedgerMeter(ledger, prices, limits, clock, (metrics.record, answered)))
+
+
+def _measure_prices(config: Config, prices: PriceBook, clock: Clock, calendar: Calendar, metrics: Metrics) -> None:
+    def age_of(price: Price) -> float:
+        return price.age_days(calendar.date(clock.time()))
+
+    found = {pair: prices.price(*pair) for pair in served_pairs(config)}
+    for pair, price in found.items():
+        if price is not None:
+            metrics.measure("hearth_price_age_days", partial(age_of, price), *pair)
+    unpriced = sum(price is None for price in found.values())
+    metrics.measure("hearth_unpriced_models", lambda: unpriced)
+
+
+def _breakers(config: Config, clock: Clock, log: Log) -> Breakers:
+    def changed(view: View) -> None:
+        reason = view.reason.value if view.reason else ""
+        log.event("breaker", provider=view.provider, model=view.model, state=view.phase.name.lower(), reason=reason)
+
+    settings = config.breaker
+    # A probe that has no content by then has failed already.
+    probe_s = config.timeouts.connect_s + config.timeouts.first_token_s
+    rules = Rules(settings.failures, settings.window_s, settings.open_s, settings.max_open_s, probe_s)
+    pairs = {(target.provider, target.model): None for targets in config.models.values() for target in targets}
+    return Breakers(rules, clock, pairs, on_change=changed)
+
+
+def _provider(item: ProviderConfig, config: Config, clock: Clock, transport: TransportFactory) -> Provider:
+    if isinstance(item, DemoProviderConfig):
+        return DemoProvider(item.name, clock)
+    key = read_secret(Path(item.api_key_file)) if item.api_key_file is not None else None
+    connection = transport(item.base_url, item.ca_file, clock)
+    traits = {
+        target.model: _traits(item, target) for targets in config.models.values() for target in targets if target.provider == item.name
+    }.__getitem__
+    if isinstance(item, AnthropicProviderConfig):
+        return AnthropicProvider(item.name, key or "", connection, traits)
+    dialect = Dialect(item.max_tokens_field, item.litellm_extensions)
+    return OpenAICompatibleProvider(item.name, key, connection, Options(dialect, item.usage_includes_cache), traits)
+
+
+def _traits(provider: AnthropicProviderConfig | OpenAIProviderConfig, target: TargetConfig) -> ModelTraits:
+    """What is known of the model, and over it what the configuration says."""
+    known = anthropic_traits(target.model) if isinstance(provider, AnthropicProviderConfig) else OPENAI
+    return ModelTraits(
+        sampling=known.sampling if target.sampling is None else target.sampling,
+        reasoning=target.reasoning or known.reasoning,
+        later_system=known.later_system if target.later_system is None else target.later_system,
+        xhigh=known.xhigh,
+    )
 
 
 _HTTP_KINDS = {
@@ -165,9 +310,10 @@ _HTTP_KINDS = {
 }
 
 
-def _add_error_handlers(app: Flask, log: Log) -> None:
+def _add_error_handlers(app: Flask, metrics: Metrics, log: Log) -> None:
     @app.errorhandler(GatewayError)
     def gateway_error(error: GatewayError) -> Response:
+        metrics.error(error.kind)
         return error_response(error)
 
     @app.errorhandler(HTTPException)
@@ -190,7 +336,8 @@ def _add_response_hook(app: Flask, lifecycle: Lifecycle, metrics: Metrics) -> No
         method = request.method if request.method in ("GET", "HEAD", "POST") else "other"
         metrics.response(route, method, response.status_code)
         response.headers["X-Content-Type-Options"] = "nosniff"
-        if lifecycle.draining:
+        add_request_id(response)
+        if lifecycle.leaving:
             # Or a keep-alive client would send its next request into a socket that is going away.
             response.headers["Connection"] = "close"
         return response

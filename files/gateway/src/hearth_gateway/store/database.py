@@ -93,8 +93,8 @@ def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
 
 def _begin(connection: sa.Connection) -> None:
     # IMMEDIATE: a transaction that starts reading and then writes can fail with "database is locked"
-    # at once, busy timeout or not.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+    # at once, busy timeout or not. One that says that it only reads need not wait for the writer.
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads_only") else "BEGIN IMMEDIATE")
 
 
 # --- PostgreSQL --------------------------------------------------------------------------------

@@ -1,37 +1,88 @@
-"""The ledger: rows are queued by the requests and written in batches by one thread.
+"""The ledger: intents before, settlements after, and the sums that limits are checked against.
 
-A write per request would cost each answer a disk flush. The price is that a crash loses what was
-queued in the last moments; a stop (SIGTERM) drains the queue.
+One thread writes, in transactions that hold all that waits at that moment. An intent is answered when
+its transaction is on disk, so a hundred requests that come together share one flush; a settlement is
+not waited for and rides with the next intents, or goes alone after a moment.
+
+The order within a transaction is what makes a limit exact. The sums of the scopes are raised first,
+by settlements and by all that new intents want to reserve; that also locks their rows, so another
+replica waits. Then the intents are looked at one by one, against the sums as they were before each;
+those that find a ceiling full are taken out again and refused.
 """
 
+# ruff: noqa: S608  (statements are put together from constants of this file; values are parameters)
 from __future__ import annotations
 
-import sqlite3
+import secrets
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
-from hearth_gateway.core.metering import Leg
+from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, LimitEvent, Rate, Sums, reported_bit
+from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.store.tables import ledger
+from hearth_gateway.store.database import is_postgresql, reason
+from hearth_gateway.store.spending import Changes, driver_text
 
-_BATCH_WAIT_S = 0.05  # collects the rows of requests that end together
-_BATCH_ROWS = 500
+# Settlements without an intent to ride with are written after this time.
+_SETTLE_WAIT_S = 0.05
+_BATCH = 500
 _RETRY_S = 1.0
+# The database is busy or away: this long a request waits for its intent before it is refused.
+_INTENT_WAIT_S = 10.0
 # Full disk: this many answers can still be counted while we wait. Then new requests are refused.
 _MAX_QUEUED = 5000
 
 
-class Ledger:
-    """``on_problem`` is told once, as a sentence, when writing starts to fail."""
+def _unavailable() -> GatewayError:
+    return GatewayError(
+        Kind.LEDGER_UNAVAILABLE,
+        "The gateway cannot write its ledger. The operator has to look at its disk or database.",
+        retry_after_s=30,
+    )
 
-    def __init__(self, engine: sa.Engine, on_problem: Callable[[str], None]) -> None:
+
+@dataclass(slots=True, eq=False)
+class _Begin:
+    """An intent that somebody waits for. ``error`` is None once it is on disk."""
+
+    intent: Intent
+    error: GatewayError | None = None
+    done: threading.Event = field(default_factory=threading.Event)
+
+
+@dataclass(slots=True, eq=False)
+class _Settle:
+    """``settlement`` None takes an intent back whose fate is not known: nothing was called, nothing is owed."""
+
+    intent: Intent
+    settlement: Settlement | None
+
+
+class Ledger:
+    """The ``Books`` in a database. Safe to use from many threads.
+
+    ``on_problem`` is told once, as a sentence, when writing starts to fail; ``on_limit`` of each
+    ceiling that is reached; ``on_sums`` of what is used of a ceiling, each time it changes.
+    """
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        on_problem: Callable[[str], None],
+        on_limit: Callable[[LimitEvent], None] = lambda _event: None,
+        on_sums: Callable[[Ceiling, Sums], None] = lambda _ceiling, _sums: None,
+    ) -> None:
+        self.instance = secrets.token_hex(8)
+        self._writer = _Writer(engine, self.instance, on_limit, on_sums)
         self._engine = engine
         self._on_problem = on_problem
-        self._queue: deque[dict[str, Any]] = deque()
+        self._queue: deque[_Begin | _Settle] = deque()
+        self._begins = 0  # how many of the queue somebody waits for
         self._wake = threading.Condition()
         self._stopping = False
         self._retry_now = threading.Event()
@@ -44,18 +95,21 @@ class Ledger:
         return len(self._queue)
 
     def check(self) -> None:
-        """Raises ``GatewayError`` when no more can be queued."""
         if len(self._queue) >= _MAX_QUEUED:
-            raise GatewayError(
-                Kind.LEDGER_UNAVAILABLE,
-                "The gateway cannot write its ledger. The operator has to look at its disk.",
-                retry_after_s=30,
-            )
+            raise _unavailable()
 
-    def record(self, leg: Leg) -> None:
-        with self._wake:
-            self._queue.append(_row(leg))
-            self._wake.notify()
+    def begin(self, intent: Intent) -> None:
+        waiting = _Begin(intent)
+        self._add(waiting)
+        if not waiting.done.wait(_INTENT_WAIT_S):
+            # It may still be written, or be on its way: whatever becomes of it is taken back.
+            self._add(_Settle(intent, None))
+            raise _unavailable()
+        if waiting.error is not None:
+            raise waiting.error
+
+    def settle(self, intent: Intent, settlement: Settlement) -> None:
+        self._add(_Settle(intent, settlement))
 
     def reachable(self) -> bool:
         """Whether the last write worked and the database answers now."""
@@ -67,7 +121,7 @@ class Ledger:
             # writer. A table is read, because SQLite answers `SELECT 1` without opening its file.
             connection = self._engine.raw_connection()
             connection.cursor().execute("SELECT version FROM schema_version").fetchone()
-        except (sa.exc.SQLAlchemyError, sqlite3.Error):
+        except (sa.exc.SQLAlchemyError, self._engine.dialect.loaded_dbapi.Error):
             return False
         finally:
             if connection is not None:
@@ -83,54 +137,341 @@ class Ledger:
         self._thread.join(timeout_s)
         return len(self._queue)
 
-    def _write_loop(self) -> None:
-        while True:
-            with self._wake:
-                self._wake.wait_for(lambda: self._queue or self._stopping)
-                if not self._queue:
-                    return
-                stopping = self._stopping
-            if not stopping:
-                self._retry_now.wait(_BATCH_WAIT_S)
-            batch = [self._queue[index] for index in range(min(len(self._queue), _BATCH_ROWS))]
-            if self._write(batch):
-                for _ in batch:
-                    self._queue.popleft()
-            elif self._stopping:
-                return
-            else:
-                self._retry_now.wait(_RETRY_S)
+    # --- the thread that writes
 
-    def _write(self, batch: list[dict[str, Any]]) -> bool:
+    def _add(self, item: _Begin | _Settle) -> None:
+        with self._wake:
+            self._queue.append(item)
+            if isinstance(item, _Begin):
+                self._begins += 1
+            self._wake.notify()
+
+    def _write_loop(self) -> None:
+        while self._wait_for_work():
+            with self._wake:
+                batch = [self._queue[index] for index in range(min(len(self._queue), _BATCH))]
+            if self._write(batch):
+                with self._wake:
+                    for item in batch:
+                        self._queue.popleft()
+                        self._begins -= isinstance(item, _Begin)
+                for item in batch:
+                    if isinstance(item, _Begin):
+                        item.done.set()
+                continue
+            self._fail_begins()
+            if self._stopping:
+                break
+            self._retry_now.wait(_RETRY_S)
+        self._writer.close()
+
+    def _wait_for_work(self) -> bool:
+        """False when there is none and there will be none."""
+        with self._wake:
+            self._wake.wait_for(lambda: self._queue or self._stopping)
+            if not self._begins and not self._stopping:
+                self._wake.wait_for(lambda: self._begins or self._stopping, _SETTLE_WAIT_S)
+            return bool(self._queue)
+
+    def _write(self, batch: Sequence[_Begin | _Settle]) -> bool:
         try:
-            with self._engine.begin() as connection:
-                connection.execute(sa.insert(ledger), batch)
+            self._writer.write(batch)
         except sa.exc.SQLAlchemyError as error:
             if not self.failing:
                 self.failing = True
-                reason = str(error.orig) if isinstance(error, sa.exc.DBAPIError) else type(error).__name__
-                self._on_problem(f"the ledger cannot be written: {reason}")
+                self._on_problem(f"the ledger cannot be written: {reason(error)}")
             return False
         self.failing = False
         return True
 
+    def _fail_begins(self) -> None:
+        """Refuse who waits: they must not call a vendor. What they wanted written is taken back later, in
+        case that the commit did happen and only its answer was lost."""
+        with self._wake:
+            failed = [item for item in self._queue if isinstance(item, _Begin)]
+            self._queue = deque(_Settle(item.intent, None) if isinstance(item, _Begin) else item for item in self._queue)
+            self._begins = 0
+        for item in failed:
+            item.error = _unavailable()
+            item.done.set()
 
-def _row(leg: Leg) -> dict[str, Any]:
-    return {
-        "request_id": leg.request_id,
-        "leg": leg.leg,
-        "started_at_ms": int(leg.started_at * 1000),
-        "caller": leg.caller.name,
-        "alias": leg.alias,
-        "provider": leg.provider,
-        "model": leg.model,
-        "stream": leg.stream,
-        "input_tokens": leg.usage.input,
-        "cache_read_tokens": leg.usage.cache_read,
-        "cache_write_tokens": leg.usage.cache_write,
-        "cache_write_1h_tokens": leg.usage.cache_write_1h,
-        "output_tokens": leg.usage.output,
-        "outcome": leg.outcome,
-        "duration_ms": int(leg.duration_s * 1000),
-        "first_token_ms": None if leg.first_token_s is None else int(leg.first_token_s * 1000),
-    }
+
+class _NotOpenError(Exception):
+    """Some row to settle is not an intent (any more): the careful way has to be taken."""
+
+
+class _Writer:
+    """One transaction at a time, on a connection of its own."""
+
+    def __init__(
+        self,
+        engine: sa.Engine,
+        instance: str,
+        on_limit: Callable[[LimitEvent], None],
+        on_sums: Callable[[Ceiling, Sums], None],
+    ) -> None:
+        self._engine = engine
+        self._instance = instance
+        self._on_limit = on_limit
+        self._on_sums = on_sums
+        self._connection: sa.Connection | None = None
+        self._sql = _Statements(is_postgresql(engine))
+        # After a failure nobody knows whether the last commit happened.
+        self._careful = False
+        self._relaxed = False
+
+    def write(self, batch: Sequence[_Begin | _Settle]) -> None:
+        """All of ``batch``, or nothing. Raises ``SQLAlchemyError``."""
+        begins = [item for item in batch if isinstance(item, _Begin)]
+        settles = [item for item in batch if isinstance(item, _Settle)]
+        careful = self._careful or any(item.settlement is None for item in settles)
+        try:
+            try:
+                events = self._transaction(begins, settles, careful)
+            except _NotOpenError:
+                events = self._transaction(begins, settles, careful=True)
+        except BaseException:
+            self._careful = True
+            self.close()
+            raise
+        self._careful = False
+        for event in events.found:
+            self._on_limit(event)
+        for ceiling, sums in events.changed.items():
+            self._on_sums(ceiling, sums)
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _transaction(self, begins: list[_Begin], settles: list[_Settle], careful: bool) -> _Events:
+        connection = self._connection
+        if connection is None:
+            connection = self._connection = self._engine.connect()
+            self._relaxed = False
+        relaxed = not begins
+        self._relax_sqlite(connection, relaxed)
+        with connection.begin():
+            if relaxed and self._sql.postgresql:
+                # A settlement that a power cut takes back is an intent again: charged, as unknown.
+                connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+            owed = _careful(connection, self._sql, settles) if careful else [_plain(item) for item in settles if item.settlement]
+            changes = Changes()
+            for item in owed:
+                item.charge(changes)
+            for begin in begins:
+                _hold(changes, begin.intent, 1)
+            sums, reported = changes.apply(connection)
+            accepted, refused = self._decide(connection, begins, dict(sums))
+            events = _Events(sums, reported)
+            if refused:
+                back = Changes()
+                for begin in refused:
+                    _hold(back, begin.intent, -1)
+                back.apply(connection)
+            self._insert(connection, accepted)
+            self._update(connection, owed, checked=not careful)
+            for item in owed:
+                events.look(item.intent.bounds.ceilings, "soft")
+                events.look(item.intent.bounds.ceilings, "hard")
+            events.save(connection, self._sql)
+        return events
+
+    def _relax_sqlite(self, connection: sa.Connection, relaxed: bool) -> None:
+        """In WAL mode NORMAL leaves the flush to a later commit: a settlement that is lost with the power
+        is an intent again, and charged as unknown. SQLite takes the word outside of a transaction only."""
+        if relaxed != self._relaxed and not self._sql.postgresql:
+            raw: Any = connection.connection.dbapi_connection
+            raw.execute("PRAGMA synchronous = " + ("NORMAL" if relaxed else "FULL"))
+            self._relaxed = relaxed
+
+    def _decide(self, connection: sa.Connection, begins: list[_Begin], sums: dict[Key, Sums]) -> tuple[list[_Begin], list[_Begin]]:
+        """Who may begin, in the order they came. ``sums`` hold the reservations of all of them."""
+        for begin in begins:
+            for key in begin.intent.bounds.charges:
+                sums[key] = sums[key].plus(held_tokens=-begin.intent.tokens, held_nano=-(begin.intent.cost_nano or 0))
+        accepted: list[_Begin] = []
+        refused: list[_Begin] = []
+        for begin in begins:
+            begin.error = self._refusal(connection, begin.intent, sums, accepted)
+            if begin.error is not None:
+                refused.append(begin)
+                continue
+            accepted.append(begin)
+            for key in begin.intent.bounds.charges:
+                sums[key] = sums[key].plus(held_tokens=begin.intent.tokens, held_nano=begin.intent.cost_nano or 0)
+        return accepted, refused
+
+    def _refusal(self, connection: sa.Connection, intent: Intent, sums: dict[Key, Sums], accepted: list[_Begin]) -> GatewayError | None:
+        now = intent.started_at
+        for ceiling in intent.bounds.ceilings:
+            if ceiling.is_full(sums[ceiling.key]):
+                return ceiling.refusal(sums[ceiling.key], now)
+        if intent.leg == 1:  # another try at another provider is no new request
+            for rate in intent.bounds.rates:
+                oldest = self._oldest_of_full_minute(connection, rate, now, accepted)
+                if oldest is not None:
+                    return rate.refusal(oldest, now)
+        return None
+
+    def _oldest_of_full_minute(self, connection: sa.Connection, rate: Rate, now: float, accepted: list[_Begin]) -> float | None:
+        """When the first of ``rate.amount`` requests of the last minute came; None if there were fewer."""
+        mine = [begin.intent.started_at for begin in accepted if begin.intent.leg == 1 and rate in begin.intent.bounds.rates]
+        if len(mine) >= rate.amount:
+            return mine[-rate.amount]
+        kind, _, name = rate.scope.partition(":")
+        statement = self._sql.recent_of_person if kind == "person" else self._sql.recent_of_program
+        since = int((now - MINUTE_S) * 1000)
+        row = connection.exec_driver_sql(statement, (name, since, rate.amount - len(mine) - 1)).fetchone()
+        return None if row is None else row[0] / 1000
+
+    def _insert(self, connection: sa.Connection, begins: list[_Begin]) -> None:
+        if begins:
+            connection.exec_driver_sql(self._sql.insert, [_intent_row(begin.intent, self._instance) for begin in begins])
+
+    def _update(self, connection: sa.Connection, owed: list[_Owed], checked: bool) -> None:
+        if not owed:
+            return
+        statement = self._sql.settle_open if checked else self._sql.settle_found
+        done = connection.exec_driver_sql(statement, [item.row() for item in owed])
+        if checked and done.rowcount != len(owed):
+            raise _NotOpenError
+
+
+# --- what a settlement changes -----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Owed:
+    """A settlement whose row was found. ``was_unknown``: somebody took this gateway for dead and charged the estimate."""
+
+    intent: Intent
+    settlement: Settlement | None
+    was_unknown: bool = False
+
+    def charge(self, changes: Changes) -> None:
+        keys = self.intent.bounds.charges
+        tokens, cost = (self.settlement.tokens, self.settlement.cost_nano or 0) if self.settlement else (0, 0)
+        if self.was_unknown:
+            changes.use(keys, tokens - self.intent.tokens, cost - (self.intent.cost_nano or 0))
+        else:
+            changes.use(keys, tokens, cost)
+            _hold(changes, self.intent, -1)
+
+    def row(self) -> tuple[Any, ...]:
+        key = (self.intent.request_id, self.intent.leg)
+        if self.settlement is None:
+            return (0, 0, 0, 0, 0, 0, 0, Kind.LEDGER_UNAVAILABLE.value, 0, None, "settled", *key)
+        leg, usage = self.settlement.leg, self.settlement.usage
+        first_ms = None if leg.first_token_s is None else int(leg.first_token_s * 1000)
+        return (
+            usage.input,
+            usage.cache_read,
+            usage.cache_write,
+            usage.cache_write_1h,
+            usage.output,
+            leg.images,
+            self.settlement.cost_nano,
+            leg.outcome,
+            int(leg.duration_s * 1000),
+            first_ms,
+            self.settlement.state,
+            *key,
+        )
+
+
+def _hold(changes: Changes, intent: Intent, sign: int) -> None:
+    changes.hold(intent.bounds.charges, sign * intent.tokens, sign * (intent.cost_nano or 0))
+
+
+def _plain(item: _Settle) -> _Owed:
+    return _Owed(item.intent, item.settlement)
+
+
+def _careful(connection: sa.Connection, sql: _Statements, settles: list[_Settle]) -> list[_Owed]:
+    """Only what is still open, so that nothing is charged twice after a commit that nobody heard of."""
+    owed = []
+    for item in settles:
+        row = connection.exec_driver_sql(sql.state, (item.intent.request_id, item.intent.leg)).fetchone()
+        if row is not None and row[0] in ("intent", "unknown"):
+            owed.append(_Owed(item.intent, item.settlement, was_unknown=row[0] == "unknown"))
+    return owed
+
+
+class _Events:
+    """Which ceilings were reached by what is settled now, each once in its period."""
+
+    def __init__(self, sums: dict[Key, Sums], reported: dict[Key, int]) -> None:
+        self._sums = sums
+        self._reported = reported
+        self._new: dict[Key, int] = {}
+        self.changed: dict[Ceiling, Sums] = {}
+        self.found: list[LimitEvent] = []
+
+    def look(self, ceilings: Iterable[Ceiling], level: Level) -> None:
+        for ceiling in ceilings:
+            key, bit = ceiling.key, reported_bit(ceiling.limit, level)
+            sums = self._sums.get(key)
+            if sums is None:
+                continue
+            self.changed[ceiling] = sums
+            if (self._reported[key] | self._new.get(key, 0)) & bit:
+                continue
+            if ceiling.is_soft(sums) if level == "soft" else ceiling.is_used_up(sums):
+                self._new[key] = self._new.get(key, 0) | bit
+                share = ceiling.used(sums) / max(ceiling.amount, 1)
+                self.found.append(LimitEvent(ceiling.scope, ceiling.limit, level, ceiling.period.key, share))
+
+    def save(self, connection: sa.Connection, sql: _Statements) -> None:
+        for (scope, period), bits in self._new.items():
+            connection.exec_driver_sql(sql.report, (self._reported[scope, period] | bits, scope, period))
+
+
+# --- statements --------------------------------------------------------------------------------
+
+
+def _intent_row(intent: Intent, instance: str) -> tuple[Any, ...]:
+    return (
+        intent.request_id,
+        intent.leg,
+        int(intent.started_at * 1000),
+        intent.caller.name,
+        intent.alias,
+        intent.provider,
+        intent.model,
+        intent.stream,
+        intent.prompt_tokens,
+        intent.max_output_tokens,
+        intent.caller.person,
+        instance,
+        intent.images,
+        intent.cost_nano,
+    )
+
+
+class _Statements:
+    def __init__(self, postgresql: bool) -> None:
+        self.postgresql = postgresql
+        settled = (
+            "UPDATE ledger SET input_tokens = ?, cache_read_tokens = ?, cache_write_tokens = ?, cache_write_1h_tokens = ?, "
+            "output_tokens = ?, images = ?, cost_nano = ?, outcome = ?, duration_ms = ?, first_token_ms = ?, state = ? "
+            "WHERE request_id = ? AND leg = ? AND state "
+        )
+        recent = (
+            "SELECT started_at_ms FROM ledger WHERE {} = ? AND started_at_ms > ? AND leg = 1 "
+            "ORDER BY started_at_ms DESC LIMIT 1 OFFSET ?"
+        )
+        lock = " FOR UPDATE" if postgresql else ""
+        self.insert = driver_text(
+            "INSERT INTO ledger (request_id, leg, started_at_ms, caller, alias, provider, model, stream, input_tokens, "
+            "cache_read_tokens, cache_write_tokens, cache_write_1h_tokens, output_tokens, outcome, duration_ms, person, state, "
+            "instance, images, cost_nano) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, 'unknown', 0, ?, 'intent', ?, ?, ?)",
+            postgresql,
+        )
+        self.settle_open = driver_text(settled + "= 'intent'", postgresql)
+        self.settle_found = driver_text(settled + "IN ('intent', 'unknown')", postgresql)
+        self.state = driver_text("SELECT state FROM ledger WHERE request_id = ? AND leg = ?" + lock, postgresql)
+        self.report = driver_text("UPDATE spending SET reported = ? WHERE scope = ? AND period = ?", postgresql)
+        self.recent_of_person = driver_text(recent.format("person"), postgresql)
+        self.recent_of_program = driver_text(recent.format("caller"), postgresql)

@@ -40,6 +40,15 @@ FIELDS = frozenset(
         "error",
         "places",
         "thread",
+        "state",
+        "reason",
+        "scope",
+        "subject",
+        "limit",
+        "level",
+        "period",
+        "share",
+        "rows",
     }
 )
 

@@ -5,6 +5,8 @@ it, dashboards and alerts are checked against that file, and a test compares it 
 from __future__ import annotations
 
 import platform
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +23,10 @@ from prometheus_client import (
 )
 
 from hearth_gateway import __version__
-from hearth_gateway.core.metering import Leg
+from hearth_gateway.core.limits import Ceiling, LimitEvent, Sums, scope_kind
+from hearth_gateway.core.metering import CANCELLED, OK, Settlement
+from hearth_gateway.core.prices import NANO
+from hearth_gateway.errors import Kind, Owner
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -50,8 +55,9 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition(
         "hearth_attempts_total",
         "counter",
-        ("alias", "provider", "model", "outcome"),
-        "Attempts at a provider. `outcome` is ok, cancelled or an error kind.",
+        ("alias", "provider", "model", "outcome", "owner"),
+        "Attempts at a provider. `outcome` is ok, cancelled or an error kind; `owner` who has to act: nobody, caller, policy, "
+        "provider, gateway.",
     ),
     Definition(
         "hearth_attempt_duration_seconds",
@@ -71,7 +77,54 @@ DEFINITIONS: tuple[Definition, ...] = (
         "hearth_tokens_total",
         "counter",
         ("provider", "model", "kind"),
-        "Tokens as the provider counts them. `kind`: input (not cached), cache_read, cache_write, output.",
+        "Tokens as they are billed. `kind`: input (not cached), cache_read, cache_write_5m, cache_write_1h, output.",
+    ),
+    Definition(
+        "hearth_cost_usd_total",
+        "counter",
+        ("provider", "model"),
+        "US dollars of priced attempts, for graphs and alerts; the exact sums are in the ledger.",
+    ),
+    Definition(
+        "hearth_unpriced_attempts_total",
+        "counter",
+        ("provider", "model"),
+        "Attempts that used tokens or made images for which nobody has told a price. They are in no sum of money.",
+    ),
+    Definition(
+        "hearth_estimated_attempts_total",
+        "counter",
+        ("provider", "model", "state"),
+        "Attempts whose usage is an estimate. `state`: estimated (broken off before the provider said its count), unknown (the "
+        "gateway died meanwhile).",
+    ),
+    Definition(
+        "hearth_person_requests_total",
+        "counter",
+        ("person",),
+        "Requests by person; `other` is everybody beyond metrics.max_people.",
+    ),
+    Definition("hearth_person_tokens_total", "counter", ("person",), "Tokens of prompts and answers by person."),
+    Definition("hearth_person_cost_usd_total", "counter", ("person",), "US dollars of priced attempts by person."),
+    Definition(
+        "hearth_limit_used_ratio",
+        "gauge",
+        ("scope", "subject", "limit"),
+        "What is used of a ceiling in its current period; 1 is all. `scope`: person, program, house. Several replicas: take the max.",
+    ),
+    Definition(
+        "hearth_limit_events_total",
+        "counter",
+        ("scope", "limit", "level"),
+        "Ceilings reached, each once in its period. `level`: soft (limits.soft_share of it), hard (all of it).",
+    ),
+    Definition("hearth_price_age_days", "gauge", ("provider", "model"), "Days since the price of a configured model was read."),
+    Definition("hearth_unpriced_models", "gauge", (), "Configured models without a price."),
+    Definition(
+        "hearth_error_responses_total",
+        "counter",
+        ("kind", "owner"),
+        "Responses that are an error of the gateway's closed list. `owner`: caller, policy, provider, gateway.",
     ),
     Definition(
         "hearth_failovers_total",
@@ -103,10 +156,44 @@ PROCESS_DEFINITIONS: tuple[Definition, ...] = (
 )
 
 
+OTHER_PEOPLE = "other"
+
+
+class PersonLabels:
+    """At most ``max_people`` people have a label of their own, in the order they come: each label is a
+    time series of every metric about people, and a scrape stops all answers for as long as it takes.
+
+    ``label_of`` turns an e-mail into what the configuration wants to see.
+    """
+
+    def __init__(self, max_people: int, label_of: Callable[[str], str]) -> None:
+        self._max_people = max_people
+        self._label_of = label_of
+        self._known: set[str] = set()
+        self._lock = threading.Lock()
+
+    def label(self, email: str) -> str:
+        if email not in self._known:
+            with self._lock:
+                if len(self._known) >= self._max_people:
+                    return OTHER_PEOPLE
+                self._known.add(email)
+        return self._label_of(email)
+
+
+@lru_cache(maxsize=64)
+def _owner(outcome: str) -> str:
+    if outcome == OK:
+        return "nobody"
+    return (Owner.CALLER if outcome == CANCELLED else Kind(outcome).spec.owner).value
+
+
 class Metrics:
     """One registry per application, so that two applications in one test do not share counters."""
 
-    def __init__(self) -> None:
+    def __init__(self, people: PersonLabels | None = None) -> None:
+        self._people = people or PersonLabels(0, lambda _email: "")
+        self._limits_until: dict[tuple[str, str, str], float] = {}
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -136,20 +223,61 @@ class Metrics:
     def response(self, route: str, method: str, status: int) -> None:
         self._counter("hearth_http_responses_total", route, method, str(status)).inc()
 
-    def record(self, leg: Leg) -> None:
-        self._counter("hearth_attempts_total", leg.alias, leg.provider, leg.model, leg.outcome).inc()
+    def error(self, kind: Kind) -> None:
+        self._counter("hearth_error_responses_total", kind.value, kind.spec.owner.value).inc()
+
+    def limit_event(self, event: LimitEvent) -> None:
+        self._counter("hearth_limit_events_total", scope_kind(event.scope), event.limit, event.level).inc()
+
+    def unknown(self, provider: str, model: str, count: int) -> None:
+        """Intents of a dead gateway were charged."""
+        self._counter("hearth_estimated_attempts_total", provider, model, "unknown").inc(count)
+
+    def record(self, settled: Settlement) -> None:
+        leg, usage = settled.leg, settled.usage
+        self._counter("hearth_attempts_total", leg.alias, leg.provider, leg.model, leg.outcome, _owner(leg.outcome)).inc()
         self._histogram("hearth_attempt_duration_seconds", leg.provider, leg.model).observe(leg.duration_s)
         if leg.first_token_s is not None:
             self._histogram("hearth_first_token_seconds", leg.provider, leg.model).observe(leg.first_token_s)
-        usage = leg.usage
         for kind, count in (
             ("input", usage.input),
             ("cache_read", usage.cache_read),
-            ("cache_write", usage.cache_write),
+            ("cache_write_5m", usage.cache_write - usage.cache_write_1h),
+            ("cache_write_1h", usage.cache_write_1h),
             ("output", usage.output),
         ):
             if count:
                 self._counter("hearth_tokens_total", leg.provider, leg.model, kind).inc(count)
+        if settled.cost_nano:
+            self._counter("hearth_cost_usd_total", leg.provider, leg.model).inc(settled.cost_nano / NANO)
+        elif settled.cost_nano is None and (settled.tokens or leg.images):
+            self._counter("hearth_unpriced_attempts_total", leg.provider, leg.model).inc()
+        if settled.state == "estimated":
+            self._counter("hearth_estimated_attempts_total", leg.provider, leg.model, "estimated").inc()
+        if leg.caller.person is not None:
+            self._record_person(self._people.label(leg.caller.person), settled)
+
+    def _record_person(self, person: str, settled: Settlement) -> None:
+        if settled.leg.leg == 1:
+            self._counter("hearth_person_requests_total", person).inc()
+        if settled.tokens:
+            self._counter("hearth_person_tokens_total", person).inc(settled.tokens)
+        if settled.cost_nano:
+            self._counter("hearth_person_cost_usd_total", person).inc(settled.cost_nano / NANO)
+
+    def limit_used(self, ceiling: Ceiling, sums: Sums) -> None:
+        kind, _, name = ceiling.scope.partition(":")
+        labels = (kind, self._people.label(name) if kind == "person" else name, ceiling.limit)
+        self._gauges["hearth_limit_used_ratio"].labels(*labels).set(ceiling.used(sums) / max(ceiling.amount, 1))
+        self._limits_until[labels] = ceiling.period.end
+
+    def _forget_ended_periods(self) -> None:
+        """Who asks nothing today has used nothing of today: yesterday's share must not stay."""
+        now = time.time()
+        for labels, until in list(self._limits_until.items()):
+            if until <= now and self._limits_until.pop(labels, None) is not None:
+                self._gauges["hearth_limit_used_ratio"].remove(*labels)
 
     def exposition(self) -> bytes:
+        self._forget_ended_periods()
         return generate_latest(self.registry)

@@ -1,0 +1,65 @@
+"""The sums that limits are checked against: changed together with the ledger, in the same transaction."""
+
+# ruff: noqa: S608  (statements are put together from constants of this file; values are parameters)
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cache
+
+import sqlalchemy as sa
+
+from hearth_gateway.core.limits import Key, Sums
+
+_NOTHING = Sums()
+
+
+def driver_text(statement: str, postgresql: bool) -> str:
+    """A statement written with ``?``, in the words of the driver.
+
+    Text and not expressions where it runs for every request: compiling one would cost more than running it.
+    """
+    return statement.replace("?", "%s") if postgresql else statement
+
+
+class Changes:
+    """Differences to rows of `spending`, added up so that each row is written once."""
+
+    def __init__(self) -> None:
+        self._sums: dict[Key, Sums] = {}
+
+    def use(self, keys: Iterable[Key], tokens: int, cost_nano: int) -> None:
+        for key in keys:
+            self._sums[key] = self._sums.get(key, _NOTHING).plus(tokens, cost_nano)
+
+    def hold(self, keys: Iterable[Key], tokens: int, cost_nano: int) -> None:
+        """Negative numbers give back."""
+        for key in keys:
+            self._sums[key] = self._sums.get(key, _NOTHING).plus(held_tokens=tokens, held_nano=cost_nano)
+
+    def apply(self, connection: sa.Connection) -> tuple[dict[Key, Sums], dict[Key, int]]:
+        """Write them, and lock their rows until the commit. Returns the sums after, and which limits were reported."""
+        if not self._sums:
+            return {}, {}
+        # In one order everywhere, or two replicas could wait for each other for ever.
+        keys = sorted(self._sums)
+        values = [value for key in keys for value in (*key, *_columns(self._sums[key]))]
+        statement = _add_rows(len(keys), connection.dialect.name == "postgresql")
+        rows = connection.exec_driver_sql(statement, tuple(values)).fetchall()
+        return {(row[0], row[1]): Sums(*row[2:6]) for row in rows}, {(row[0], row[1]): row[6] for row in rows}
+
+
+def _columns(sums: Sums) -> tuple[int, int, int, int]:
+    return sums.tokens, sums.nano, sums.held_tokens, sums.held_nano
+
+
+@cache
+def _add_rows(rows: int, postgresql: bool) -> str:
+    return driver_text(
+        "INSERT INTO spending (scope, period, tokens, nano, held_tokens, held_nano) VALUES "
+        + ", ".join(["(?, ?, ?, ?, ?, ?)"] * rows)
+        + " ON CONFLICT (scope, period) DO UPDATE SET tokens = spending.tokens + excluded.tokens, "
+        "nano = spending.nano + excluded.nano, held_tokens = spending.held_tokens + excluded.held_tokens, "
+        "held_nano = spending.held_nano + excluded.held_nano "
+        "RETURNING scope, period, tokens, nano, held_tokens, held_nano, reported",
+        postgresql,
+    )
