@@ -420,18 +420,6 @@ def test_a_caller_may_want_no_fallback(open_first: bool) -> None:
     assert [provider.calls for provider in world.providers] == [calls[0] + (not open_first), calls[1]]
 
 
-def test_a_client_that_left_during_silence_stops_it_all() -> None:
-    world = World([Usage(input=3), *idle(20)], HELLO)
-    exchange = world.start()
-    exchange.listening = lambda: world.clock.now < 1002
-    with pytest.raises(GatewayError) as caught:
-        list(exchange)
-    exchange.close()
-    assert caught.value.kind is Kind.CLIENT_LEFT
-    assert outcomes(world) == [(1, "p1", "cancelled")] and world.meter.legs[0].usage == Usage(input=3)
-    assert world.clock.now == pytest.approx(1002, abs=0.6) and world.breakers.snapshot()[0].failures == 0
-
-
 def test_vendors_see_a_pseudonym() -> None:
     seen: list[object] = []
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from hearth_gateway import __version__, cli_person
+from hearth_gateway import __version__, cli_person, cli_status
 from hearth_gateway.config import (
     Config,
     ConfigError,
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--metrics-bind", default="127.0.0.1:9090", metavar="HOST:PORT")
     demo.set_defaults(run=_demo)
 
+    cli_status.add_parser(commands, _loaded)
     cli_person.add_parser(commands, _loaded)
 
     code = commands.add_parser("code-hash", help="print the hash of this installation, as GET /api/transparency shows it")

@@ -57,7 +57,7 @@ class Kind(Enum):
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     INTERNAL = "internal"
     DEADLINE_EXCEEDED = "deadline_exceeded"
-    # The value is the outcome of every answer that nobody waited for.
+    # Never raised: the outcome of an answer that nobody waited for has an owner too.
     CLIENT_LEFT = "cancelled"
     PROVIDERS_UNAVAILABLE = "providers_unavailable"
     UPSTREAM_INVALID_REQUEST = "upstream_invalid_request"
@@ -98,7 +98,6 @@ _SPECS: dict[Kind, KindSpec] = {
     Kind.LEDGER_UNAVAILABLE: KindSpec(Owner.GATEWAY, 503, "server_error", "ledger_unavailable"),
     Kind.INTERNAL: KindSpec(Owner.GATEWAY, 500, "server_error", "internal_error"),
     Kind.DEADLINE_EXCEEDED: KindSpec(Owner.GATEWAY, 504, "server_error", "deadline_exceeded"),
-    # For the metrics: there is nobody left to read it.
     Kind.CLIENT_LEFT: KindSpec(Owner.CALLER, 400, _INVALID, "client_left"),
     Kind.PROVIDERS_UNAVAILABLE: KindSpec(Owner.PROVIDER, 503, "server_error", "providers_unavailable"),
     # The vendor calls the request itself wrong: another vendor would get the same request.

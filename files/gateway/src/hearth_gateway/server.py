@@ -18,6 +18,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+import orjson
 from granian import _futures, _granian
 from granian._loops import loops
 from granian.http import HTTP1Settings
@@ -26,7 +27,7 @@ from hearth_gateway import __version__
 from hearth_gateway.app import Gateway
 from hearth_gateway.config import ServerConfig, parse_bind
 from hearth_gateway.telemetry.log import Log
-from hearth_gateway.telemetry.metrics import CONTENT_TYPE, Metrics
+from hearth_gateway.telemetry.metrics import CONTENT_TYPE
 
 # granian's own type stubs lag behind its code.
 _native: Any = _granian
@@ -91,24 +92,30 @@ def serve(
 
     signal.signal(signal.SIGTERM, on_signal)
     signal.signal(signal.SIGINT, on_signal)
-    metrics_server = _start_metrics(metrics_socket, gateway.metrics)
+    metrics_server = _start_debug(metrics_socket, gateway)
     shutdown = _native.WorkerSignal()
     _start_worker(gateway, config, api_socket, shutdown)
     log.event("started", version=__version__, bind=address_of(api_socket), metrics_bind=address_of(metrics_socket))
     on_start()
     stop.wait()
 
+    gateway.lifecycle.hand_over(config.handover_s)
     gateway.lifecycle.drain()
     log.event("stopping", open=gateway.lifecycle.open)
+    finished = threading.Event()
+    shutdown.add_cb(finished.set)
+    if config.handover_s:
+        # Nobody is sent here any more. Idle connections are closed now, and not when the last answer is done: on one
+        # that a client keeps, its next request would be refused, on a new one it reaches another process.
+        shutdown.set()
     if not gateway.lifecycle.wait_until_empty(config.drain_s):
         log.event("cutting", open=gateway.lifecycle.open)
         gateway.lifecycle.cut()
         gateway.lifecycle.wait_until_cut(_CUT_S)
     # "Empty" means that our code is done; the last bytes may still be on their way out. The worker
     # calls back once its connections are closed, which idle keep-alive ones are at once.
-    finished = threading.Event()
-    shutdown.add_cb(finished.set)
-    shutdown.set()
+    if not config.handover_s:
+        shutdown.set()
     finished.wait(_FLUSH_S)
     lost = gateway.close()
     metrics_server.shutdown()
@@ -229,8 +236,12 @@ class _NoErrors:
         pass
 
 
-def _start_metrics(sock: socket.socket, metrics: Metrics) -> ThreadingHTTPServer:
-    """GET /metrics on a socket of its own, so that no route of users can ever reach it."""
+def _start_debug(sock: socket.socket, gateway: Gateway) -> ThreadingHTTPServer:
+    """GET /metrics and /debug/status on a socket of its own, so that no route of users can ever reach them."""
+    pages: dict[str, tuple[str, Callable[[], bytes]]] = {
+        "/metrics": (CONTENT_TYPE, gateway.metrics.exposition),
+        "/debug/status": ("application/json", lambda: orjson.dumps(gateway.status.report())),
+    }
 
     class Handler(BaseHTTPRequestHandler):
         timeout = 10  # a scraper that stalls must not hold a thread for ever
@@ -238,10 +249,11 @@ def _start_metrics(sock: socket.socket, metrics: Metrics) -> ThreadingHTTPServer
         sys_version = ""
 
         def do_GET(self) -> None:
-            found = self.path.partition("?")[0] == "/metrics"
-            body = metrics.exposition() if found else b"only /metrics is here\n"
+            found = pages.get(self.path.partition("?")[0])
+            content_type, read = found or ("text/plain; charset=utf-8", lambda: b"only /metrics and /debug/status are here\n")
+            body = read()
             self.send_response(HTTPStatus.OK if found else HTTPStatus.NOT_FOUND)
-            self.send_header("Content-Type", CONTENT_TYPE if found else "text/plain; charset=utf-8")
+            self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)

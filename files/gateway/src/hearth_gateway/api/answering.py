@@ -57,7 +57,6 @@ def answer(exchange: Exchange, wire: Format, headers_after_s: float, log: Log) -
     """Run the exchange, or hand it to the server as a stream. Takes care that it is closed."""
     try:
         exchange.fallback = _wants_fallback()
-        exchange.listening = request.environ.get("hearth.listening", exchange.listening)
         if not exchange.request.stream:
             return _whole(exchange, wire)
         ready = exchange.wait_for_content(headers_after_s)

@@ -242,10 +242,8 @@ class Exchange:
         self.committed = False
         # Each provider that did not serve, in order, as (name, reason).
         self.failed_over: list[tuple[str, str]] = []
-        # Both may be set before the first event is taken. A caller who wants this provider or none says so;
-        # and somebody must be there to hear the answer.
+        # May be set to False before the first event is taken: the first provider or none.
         self.fallback = True
-        self.listening: Callable[[], bool] = lambda: True
         self._service = service
         self._clock = service.clock
         self._caller = caller
@@ -384,7 +382,7 @@ class Exchange:
         events = target.provider.stream(call)
         try:
             for event in events:
-                self._check()
+                self._service.guard(self._caller)
                 watch.saw(event)
                 if self._service.lifecycle.cutting and not isinstance(event, End):
                     raise GatewayError(Kind.SHUTTING_DOWN, "The gateway had to restart before the answer was complete.")
@@ -429,12 +427,6 @@ class Exchange:
                     first_token_s=first_token_s,
                 )
             )
-
-    def _check(self) -> None:
-        """Raises ``GatewayError`` when there is no reason to go on."""
-        self._service.guard(self._caller)
-        if not self.listening():
-            raise GatewayError(Kind.CLIENT_LEFT, "The client has left.")
 
     def _set_adjusted(self, adjusted: tuple[str, ...]) -> None:
         self.adjusted = adjusted

@@ -8,14 +8,19 @@ from hearth_gateway.errors import GatewayError, Kind
 
 
 class Lifecycle:
-    """Counts open requests; `drain` refuses new ones, `cut` ends the open ones."""
+    """Counts open requests; `hand_over` sends callers elsewhere, `drain` refuses new ones, `cut` ends the open ones."""
 
     def __init__(self, max_open: int) -> None:
         self._max_open = max_open
         self._open = 0
         self._changed = threading.Condition()
+        self.leaving = False
         self.draining = False
         self.cutting = False
+
+    @property
+    def max_open(self) -> int:
+        return self._max_open
 
     @property
     def open(self) -> int:
@@ -43,14 +48,20 @@ class Lifecycle:
             self._open -= 1
             self._changed.notify_all()
 
+    def hand_over(self, seconds: float) -> None:
+        """Still take requests for that time, but let everybody know that this process leaves. Ends early with `cut`."""
+        with self._changed:
+            self.leaving = True
+            self._changed.wait_for(lambda: self.cutting, seconds)
+
     def drain(self) -> None:
         with self._changed:
-            self.draining = True
+            self.leaving = self.draining = True
             self._changed.notify_all()
 
     def cut(self) -> None:
         with self._changed:
-            self.draining = self.cutting = True
+            self.leaving = self.draining = self.cutting = True
             self._changed.notify_all()
 
     def wait_until_empty(self, timeout_s: float) -> bool:
