@@ -246,6 +246,16 @@ class Cluster:
 
     # --- reading
 
+    def knows(self, api_version: str, kind: str) -> bool:
+        """Whether the cluster has this kind."""
+        try:
+            self._collection(api_version, kind, None)
+        except ClusterError as error:
+            if error.status != http.client.NOT_FOUND:
+                raise
+            return False
+        return True
+
     def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Object | None:
         """One object, or None when it (or its namespace) does not exist."""
         wanted = {"apiVersion": api_version, "kind": kind, "metadata": {"name": name, "namespace": namespace}}
