@@ -257,6 +257,6 @@ def test_every_kind_of_error_has_one_of_anthropics_types(kind: Kind) -> None:
         500: "api_error", 502: "api_error", 503: "api_error", 504: "timeout_error",
     }  # fmt: skip
     got = GatewayError(kind, "Words.", param="field").anthropic_body("abc")["error"]
-    overloaded = kind in (Kind.UPSTREAM_OVERLOADED, Kind.GATEWAY_BUSY)
+    overloaded = kind in (Kind.UPSTREAM_OVERLOADED, Kind.PROVIDERS_UNAVAILABLE, Kind.GATEWAY_BUSY)
     assert got["type"] == ("overloaded_error" if overloaded else expected.get(kind.spec.status, "invalid_request_error"))
     assert got["message"] == "field: Words."

@@ -162,7 +162,7 @@ class GatewayError(Exception):
     @property
     def anthropic_type(self) -> str:
         """One of the types in Anthropic's documentation ("Errors")."""
-        if self.kind in (Kind.UPSTREAM_OVERLOADED, Kind.GATEWAY_BUSY):
+        if self.kind in (Kind.UPSTREAM_OVERLOADED, Kind.PROVIDERS_UNAVAILABLE, Kind.GATEWAY_BUSY):
             return "overloaded_error"
         status = self.kind.spec.status
         return _ANTHROPIC_TYPES.get(status, _INVALID if status < 500 else "api_error")
