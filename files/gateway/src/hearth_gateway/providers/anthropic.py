@@ -20,18 +20,18 @@ API_VERSION = "2023-06-01"
 
 
 class AnthropicProvider:
-    """One Anthropic account. ``api_key`` goes into a header and nowhere else."""
+    """One Anthropic account. ``api_key`` gives the key of the moment; it goes into a header and nowhere else."""
 
     is_demo = False
 
     def __init__(
-        self, name: str, api_key: str, transport: Transport, traits: Callable[[str], ModelTraits] = anthropic_traits
+        self, name: str, api_key: Callable[[], str], transport: Transport, traits: Callable[[str], ModelTraits] = anthropic_traits
     ) -> None:
         self._name = name
         self._traits = traits
         self._transport = transport
+        self._api_key = api_key
         self._headers = {
-            "x-api-key": api_key,
             "anthropic-version": API_VERSION,
             "content-type": "application/json",
             "accept": "text/event-stream",
@@ -49,5 +49,6 @@ class AnthropicProvider:
         traits = self._traits(call.model)
         built = build_messages_request(call.request, call.model, call.max_output_tokens, traits=traits, user=call.user)
         call.adjusted(built.adjusted)
-        pending = self._transport.post("/v1/messages", self._headers, orjson.dumps(built.body), call.connect_s)
+        headers = {"x-api-key": self._api_key(), **self._headers}
+        pending = self._transport.post("/v1/messages", headers, orjson.dumps(built.body), call.connect_s)
         yield from answer(pending, call, MessageReader(built.names), error_from_status)
