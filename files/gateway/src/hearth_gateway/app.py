@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,22 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from hearth_gateway import __version__, web
-from hearth_gateway.api import chat, description, health, me, messages, models, transparency
+from hearth_gateway.api import chat, description, endpoints, health, me, messages, models, transparency, usage
 from hearth_gateway.api.door import Door
 from hearth_gateway.api.responses import HearthResponse, add_request_id, error_response
 from hearth_gateway.clock import Clock, SystemClock
-from hearth_gateway.config import AnthropicProviderConfig, Config, DemoProviderConfig, OpenAIProviderConfig, ProviderConfig, TargetConfig
+from hearth_gateway.config import (
+    AnthropicProviderConfig,
+    Config,
+    DemoProviderConfig,
+    EndpointConfig,
+    OpenAIProviderConfig,
+    ProviderConfig,
+    TargetConfig,
+)
 from hearth_gateway.core.breaker import Breakers, Rules, View
 from hearth_gateway.core.catalogue import build_catalogue
-from hearth_gateway.core.conversation import ChatService, Limits, Target
+from hearth_gateway.core.conversation import ChatService, Limits, Routes, Target
 from hearth_gateway.core.identity import Caller, TokenStore
 from hearth_gateway.core.lifecycle import Lifecycle
 from hearth_gateway.core.limits import Calendar, LimitBook, LimitEvent
@@ -28,17 +36,20 @@ from hearth_gateway.core.people import People, PeopleUnavailableError, Watch
 from hearth_gateway.core.prices import Price, PriceBook, price_book, served_pairs
 from hearth_gateway.core.pseudonym import Pseudonym
 from hearth_gateway.core.status import Status, Store
+from hearth_gateway.core.usage import UsageReport
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.anthropic import AnthropicProvider
 from hearth_gateway.providers.base import Provider
 from hearth_gateway.providers.demo import DemoProvider
 from hearth_gateway.providers.http import HttpClient, Transport
+from hearth_gateway.providers.key import KeyFile
 from hearth_gateway.providers.openai_compatible import OpenAICompatibleProvider, Options
 from hearth_gateway.secrets import read_secret
 from hearth_gateway.store.database import DatabaseError, open_database, reason
 from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.people import SqlPeople
+from hearth_gateway.store.usage import SqlUsage
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.telemetry.metrics import Metrics, PersonLabels
 from hearth_gateway.translate.openai_upstream_request import Dialect
@@ -82,7 +93,8 @@ def create_app(
     """
     clock = clock or SystemClock()
     log = log or Log()
-    providers = {item.name: _provider(item, config, clock, transport) for item in config.providers}
+    keys = _keys(config, clock, log)
+    providers = {item.name: _provider(item, config, keys.get(item.name), clock, transport) for item in config.providers}
     password = read_secret(Path(config.database_password_file)) if config.database_password_file else None
     engine = open_database(config.database_url, password)
     lifecycle = Lifecycle(config.server.max_open_requests)
@@ -92,28 +104,28 @@ def create_app(
     money = _money(config, clock, engine, identity, metrics, log)
     ledger = money.ledger
     timeouts = config.timeouts
-    breakers = _breakers(config, clock, log)
-    service = ChatService(
-        {
-            alias: [Target(providers[target.provider], target.model, config.max_output_tokens(target) or 1) for target in targets]
-            for alias, targets in config.models.items()
-        },
-        Limits(
-            timeouts.connect_s,
-            timeouts.first_token_s,
-            timeouts.idle_s,
-            timeouts.total_s,
-            config.server.heartbeat_s,
-        ),
-        clock,
-        money.meter,
-        lifecycle,
-        breakers,
-        identity.guard,
-        identity.upstream_name,
-        metrics.failover,
-        system_prompts=config.system_prompts,
-    )
+    breakers = _breakers(config, clock, keys, log)
+    limits = Limits(timeouts.connect_s, timeouts.first_token_s, timeouts.idle_s, timeouts.total_s, config.server.heartbeat_s)
+
+    def make_service(routes: Routes, limits: Limits, system_prompts: dict[str, str]) -> ChatService:
+        return ChatService(
+            routes,
+            limits,
+            clock,
+            money.meter,
+            lifecycle,
+            breakers,
+            identity.guard,
+            identity.upstream_name,
+            metrics.failover,
+            system_prompts=system_prompts,
+        )
+
+    service = make_service(_chat_routes(config, providers), limits, config.system_prompts)
+    embedding_service = make_service(_endpoint_routes(config.embedding_models, providers), limits, {})
+    # An image comes all at once, after a minute or more: its first byte may take as long as its last.
+    image_limits = replace(limits, first_token_s=limits.total_s)
+    image_service = make_service(_endpoint_routes(config.image_models, providers), image_limits, {})
     kinds = {item.name: item.kind for item in config.providers}
     status = Status(__version__, clock, lifecycle, breakers, Store(ledger.reachable, lambda: ledger.queued), kinds)
     for pair in breakers.pairs:
@@ -134,8 +146,10 @@ def create_app(
     catalogue = build_catalogue(config, money.prices.price)
     app.register_blueprint(chat.create_blueprint(service, door, config.server, log))
     app.register_blueprint(messages.create_blueprint(service, door, config.server, log))
+    app.register_blueprint(endpoints.create_blueprint(embedding_service, image_service, door, config.server, log))
     app.register_blueprint(models.create_blueprint(catalogue, door, int(clock.time())))
     app.register_blueprint(me.create_blueprint(door, people, config.limits))
+    app.register_blueprint(usage.create_blueprint(door, UsageReport(SqlUsage(engine), money.limits), clock))
     app.register_blueprint(transparency.create_blueprint(door, config))
     app.register_blueprint(health.create_blueprint(status))
     app.register_blueprint(description.create_blueprint())
@@ -265,7 +279,7 @@ def _measure_prices(config: Config, prices: PriceBook, clock: Clock, calendar: C
     metrics.measure("hearth_unpriced_models", lambda: unpriced)
 
 
-def _breakers(config: Config, clock: Clock, log: Log) -> Breakers:
+def _breakers(config: Config, clock: Clock, keys: Mapping[str, KeyFile], log: Log) -> Breakers:
     def changed(view: View) -> None:
         reason = view.reason.value if view.reason else ""
         log.event("breaker", provider=view.provider, model=view.model, state=view.phase.name.lower(), reason=reason)
@@ -274,22 +288,46 @@ def _breakers(config: Config, clock: Clock, log: Log) -> Breakers:
     # A probe that has no content by then has failed already.
     probe_s = config.timeouts.connect_s + config.timeouts.first_token_s
     rules = Rules(settings.failures, settings.window_s, settings.open_s, settings.max_open_s, probe_s)
-    pairs = {(target.provider, target.model): None for targets in config.models.values() for target in targets}
-    return Breakers(rules, clock, pairs, on_change=changed)
+    sections: list[Mapping[str, Sequence[TargetConfig | EndpointConfig]]] = [config.models, config.embedding_models, config.image_models]
+    pairs = {(target.provider, target.model): None for models in sections for targets in models.values() for target in targets}
+    return Breakers(rules, clock, pairs, {name: key.version for name, key in keys.items()}, changed)
 
 
-def _provider(item: ProviderConfig, config: Config, clock: Clock, transport: TransportFactory) -> Provider:
+def _chat_routes(config: Config, providers: Mapping[str, Provider]) -> Routes:
+    return {
+        alias: [Target(providers[target.provider], target.model, config.max_output_tokens(target) or 1) for target in targets]
+        for alias, targets in config.models.items()
+    }
+
+
+def _endpoint_routes(models: Mapping[str, Sequence[EndpointConfig]], providers: Mapping[str, Provider]) -> Routes:
+    return {alias: [Target(providers[target.provider], target.model, 0) for target in targets] for alias, targets in models.items()}
+
+
+def _keys(config: Config, clock: Clock, log: Log) -> dict[str, KeyFile]:
+    """The key files of the providers that have one, by provider."""
+
+    def problem(name: str, text: str) -> None:
+        log.event("key-ignored", provider=name, problem=text)
+
+    files = {item.name: item.api_key_file for item in config.providers if not isinstance(item, DemoProviderConfig)}
+    return {name: KeyFile(Path(file), clock, partial(problem, name)) for name, file in files.items() if file is not None}
+
+
+def _provider(
+    item: ProviderConfig, config: Config, key: KeyFile | None, clock: Clock, transport: TransportFactory
+) -> Provider:
     if isinstance(item, DemoProviderConfig):
         return DemoProvider(item.name, clock)
-    key = read_secret(Path(item.api_key_file)) if item.api_key_file is not None else None
     connection = transport(item.base_url, item.ca_file, clock)
     traits = {
         target.model: _traits(item, target) for targets in config.models.values() for target in targets if target.provider == item.name
     }.__getitem__
     if isinstance(item, AnthropicProviderConfig):
-        return AnthropicProvider(item.name, key or "", connection, traits)
+        assert key is not None, "the configuration asks for one"  # noqa: S101
+        return AnthropicProvider(item.name, key.value, connection, traits)
     dialect = Dialect(item.max_tokens_field, item.litellm_extensions)
-    return OpenAICompatibleProvider(item.name, key, connection, Options(dialect, item.usage_includes_cache), traits)
+    return OpenAICompatibleProvider(item.name, key.value if key else None, connection, Options(dialect, item.usage_includes_cache), traits)
 
 
 def _traits(provider: AnthropicProviderConfig | OpenAIProviderConfig, target: TargetConfig) -> ModelTraits:
