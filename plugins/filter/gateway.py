@@ -4,13 +4,24 @@
 
 from __future__ import annotations
 
-import json
+import functools
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.hearth.plugins.module_utils import _egress, _source_tree
+from ansible_collections.homelab.hearth.plugins.module_utils import _egress, _gateway, _source_tree
+
+# `hearth-gateway check-config`: exit codes, and how its lines begin when the file is standard input.
+CONFIG_IS_FINE, CONFIG_IS_WRONG = 0, 2
+CONFIG_ON_STDIN = "/dev/stdin"
+CONFIG_PREFIX = f"hearth-gateway: {CONFIG_ON_STDIN}: "
+CHECK_TIMEOUT_S = 60
+INSTALL = "pip install -r requirements/runtime.txt beside Ansible, or pip install pydantic"
 
 
 def content_hash(paths: str | Sequence[str], extra: Sequence[str] = (), length: int = 16) -> str:
@@ -22,19 +33,55 @@ def content_hash(paths: str | Sequence[str], extra: Sequence[str] = (), length: 
         raise AnsibleFilterError(f"content_hash: {error}") from error
 
 
-def schema_errors(value: Any, schema: Mapping[str, Any]) -> list[str]:
-    """See schema_errors.yml."""
+@functools.lru_cache(maxsize=8)
+def gateway_config_problems(text: str, source_dir: str) -> tuple[str, ...]:
+    """See gateway_config_problems.yml.
+
+    Remembered, because a task that fails asks twice: once for its condition and once for its message.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(source_dir) / "src"), "PYTHONDONTWRITEBYTECODE": "1", "PYTHONUTF8": "1"}
+    # -P: not from the directory that the play happens to run in.
+    command = [sys.executable, "-P", "-m", "hearth_gateway", "check-config", CONFIG_ON_STDIN]
     try:
-        # Here, not above: every worker that uses any filter of ours loads this file, and this import takes 0.3 s.
-        import jsonschema
-    except ImportError as error:
-        message = "schema_errors needs the Python package jsonschema beside Ansible: pip install jsonschema"
-        raise AnsibleFilterError(message) from error
-    # Plain types: the validator knows nothing of Ansible's tagged strings and lazy containers.
-    plain, rules = json.loads(json.dumps(value)), json.loads(json.dumps(schema))
-    validator = jsonschema.validators.validator_for(rules)(rules)
-    problems = sorted(validator.iter_errors(plain), key=lambda error: [str(step) for step in error.absolute_path])
-    return [f"{'.'.join(str(step) for step in problem.absolute_path) or 'the whole'}: {problem.message}" for problem in problems]
+        done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False, timeout=CHECK_TIMEOUT_S)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise AnsibleFilterError(f"gateway_config_problems: the check did not run: {error}") from None
+    if done.returncode == CONFIG_IS_FINE:
+        return ()
+    if done.returncode != CONFIG_IS_WRONG or not done.stderr.startswith(CONFIG_PREFIX):
+        raise AnsibleFilterError(_no_check(done.stderr))
+    return tuple(_gateway.in_variables(line.removeprefix(CONFIG_PREFIX)) for line in done.stderr.splitlines())
+
+
+def _no_check(stderr: str) -> str:
+    missing = re.search(r"No module named '(\w+)", stderr)
+    if missing:
+        return f"the gateway's configuration is checked with the gateway's own code, which needs {missing[1]}: {INSTALL}"
+    return "gateway_config_problems: the check broke: " + " ".join(stderr.strip().splitlines()[-1:])
+
+
+def gateway_providers(
+    entries: Sequence[Mapping[str, Any]], keyed: Sequence[str], key_dir: str, ca_file: str, anthropic_url: str
+) -> list[Any]:
+    """See gateway_providers.yml."""
+    return _gateway.providers(entries, keyed, key_dir, ca_file, anthropic_url)
+
+
+def gateway_egress(
+    entries: Sequence[Mapping[str, Any]], anthropic_url: str, database_url: str, database_row: Mapping[str, Any], namespace: str
+) -> list[dict[str, Any]]:
+    """See gateway_egress.yml."""
+    return _gateway.egress(entries, anthropic_url, database_url, database_row, namespace)
+
+
+def gateway_key_files(keys: Mapping[str, str], key_dir: str, existing: Sequence[str]) -> list[dict[str, str]]:
+    """See gateway_key_files.yml."""
+    return _gateway.key_files(keys, key_dir, existing)
+
+
+def gateway_database_problems(database_url: str, database_row: Mapping[str, Any], namespace: str) -> list[str]:
+    """See gateway_database_problems.yml."""
+    return _gateway.egress_problems(database_url, database_row, namespace)
 
 
 def egress_rules(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -56,7 +103,11 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "content_hash": content_hash,
-            "schema_errors": schema_errors,
+            "gateway_config_problems": gateway_config_problems,
+            "gateway_database_problems": gateway_database_problems,
+            "gateway_egress": gateway_egress,
+            "gateway_key_files": gateway_key_files,
+            "gateway_providers": gateway_providers,
             "egress_rules": egress_rules,
             "egress_problems": egress_problems,
         }

@@ -55,6 +55,13 @@ options:
         type: list
         elements: str
         default: []
+  optional_kinds:
+    description: >-
+      Kinds, as C(apiVersion/Kind), whose objects are left out where the cluster does not know the kind. Others of an
+      unknown kind are an error.
+    type: list
+    elements: str
+    default: []
   prune:
     description: Delete objects of the component that are no longer rendered.
     type: bool
@@ -83,6 +90,7 @@ options:
       - rbac.authorization.k8s.io/v1/RoleBinding
       - rbac.authorization.k8s.io/v1/ClusterRole
       - rbac.authorization.k8s.io/v1/ClusterRoleBinding
+      - monitoring.coreos.com/v1/ServiceMonitor
   wait_timeout_s:
     description: How long all workloads together may take to become ready, in seconds. V(0) does not wait.
     type: int
@@ -259,6 +267,11 @@ def secret_definition(wanted: dict[str, Any], labels: dict[str, str], existing: 
     return definition, values
 
 
+def kind_of(definition: Object) -> str:
+    """As options name it: C(apiVersion/Kind)."""
+    return f"{definition['apiVersion']}/{definition['kind']}"
+
+
 class Run:
     """One run of the module against a cluster that answers."""
 
@@ -266,6 +279,10 @@ class Run:
         self.module, self.params, self.cluster, self.labels = module, module.params, cluster, labels
         self.changes = Changes()
         self.missing_namespaces: set[str] = set()
+        optional = self.params["optional_kinds"]
+        self.definitions = [
+            d for d in self.params["definitions"] if kind_of(d) not in optional or cluster.knows(d["apiVersion"], d["kind"])
+        ]
 
     def _apply(self, definition: Object, existing: Object | None, view: Any) -> Object:
         name = title(definition)
@@ -285,7 +302,7 @@ class Run:
 
     def apply(self) -> list[Object]:
         """Namespaces, then Secrets, then the rest; returns the workloads to wait for."""
-        ordered = in_order(self.params["definitions"])
+        ordered = in_order(self.definitions)
         namespaces = [d for d in ordered if d["kind"] == "Namespace"]
         for definition in namespaces:
             self._apply(definition, self._existing(definition), comparable)
@@ -298,7 +315,7 @@ class Run:
         return [] if self.cluster.dry_run else [s for s in stored if not_ready(s)]
 
     def prune(self) -> None:
-        wanted = {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in self.params["definitions"]}
+        wanted = {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in self.definitions}
         wanted |= {("Secret", s["namespace"], s["name"]) for s in self.params["secrets"]}
         selector = ",".join(f"{key}={value}" for key, value in sorted(self.labels.items()))
         for kind in self.params["prune_kinds"]:
@@ -375,7 +392,7 @@ class Run:
 def without_cluster(params: dict[str, Any], why: str) -> dict[str, Any]:
     """Check mode where no cluster answers: everything would be created, as rendered."""
     changes = Changes()
-    for definition in in_order(params["definitions"]):
+    for definition in in_order([d for d in params["definitions"] if kind_of(d) not in params["optional_kinds"]]):
         changes.note(title(definition), {}, definition)
     for secret in params["secrets"]:
         keys = {**dict.fromkeys(secret["data"], "(given)"), **dict.fromkeys(secret["generated"], "(to be generated)")}
@@ -421,6 +438,7 @@ def argument_spec() -> dict[str, Any]:
                 "generated": {"type": "list", "elements": "str", "default": [], "no_log": False},
             },
         },
+        "optional_kinds": {"type": "list", "elements": "str", "default": []},
         "prune": {"type": "bool", "default": True},
         "prune_kinds": {
             "type": "list",
@@ -443,6 +461,7 @@ def argument_spec() -> dict[str, Any]:
                 "rbac.authorization.k8s.io/v1/RoleBinding",
                 "rbac.authorization.k8s.io/v1/ClusterRole",
                 "rbac.authorization.k8s.io/v1/ClusterRoleBinding",
+                "monitoring.coreos.com/v1/ServiceMonitor",
             ],
         },
         "wait_timeout_s": {"type": "int", "default": 180},

@@ -7,9 +7,14 @@ Kubernetes itself, strict (an unknown field fails), as kubernetes-validate ships
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
@@ -19,6 +24,8 @@ from tests.cluster.support import ROOT, Run, play
 FIXTURES = Path(__file__).parent / "fixtures"
 VALID = sorted((FIXTURES / "valid").glob("*.yml"))
 INVALID = sorted((FIXTURES / "invalid").glob("*.yml"))
+# Of custom kinds; where each is from: tests/render/schemas/README.md.
+SCHEMAS = Path(__file__).parent / "schemas"
 KUBERNETES = "1.36"
 NAMES = yaml.safe_load((ROOT / "contract" / "names.yml").read_text())
 
@@ -54,7 +61,11 @@ def rendered(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 def test_kubernetes_takes_every_object(rendered: list[dict[str, Any]]) -> None:
     for document in rendered:
-        kubernetes_validate.validate(document, KUBERNETES, strict=True)
+        custom = SCHEMAS / f"{document['kind'].lower()}_{document['apiVersion'].rpartition('/')[2]}.json"
+        if custom.exists():
+            jsonschema.validate(document, json.loads(custom.read_text()))
+        else:
+            kubernetes_validate.validate(document, KUBERNETES, strict=True)
 
 
 def test_every_object_carries_our_labels(rendered: list[dict[str, Any]]) -> None:
@@ -107,9 +118,131 @@ def test_namespaces_deny_by_default(rendered: list[dict[str, Any]]) -> None:
 def test_names_are_those_of_the_contract(rendered: list[dict[str, Any]]) -> None:
     known = json.dumps(NAMES)
     for document in rendered:
-        if document["kind"] in ("Secret", "ConfigMap", "Service", "Deployment", "PersistentVolumeClaim"):
-            name = document["metadata"]["name"]
+        if document["kind"] not in ("Namespace", "NetworkPolicy"):
+            # The name of a ConfigMap ends in a hash of its content.
+            name = re.sub("-[0-9a-f]{16}$", "", document["metadata"]["name"])
             assert f'"{name}"' in known, f"{document['kind']} {name} is not in contract/names.yml"
+
+
+# --- the gateway
+
+def one(found: list[dict[str, Any]], kind: str, name: str = "gateway") -> dict[str, Any]:
+    matching = [d for d in found if d["kind"] == kind and d["metadata"]["name"] == name]
+    assert len(matching) == 1, f"{len(matching)} of {kind} {name}"
+    return matching[0]
+
+
+def render_with(target: Path, **variables: Any) -> list[dict[str, Any]]:
+    fixture = target / "variables.yml"
+    fixture.write_text(yaml.safe_dump(variables))
+    run = render(fixture, target / "out")
+    assert run.rc == 0, run.output[-4000:]
+    return documents(target / "out")
+
+
+def test_the_configuration_is_what_the_gateway_takes(rendered: list[dict[str, Any]], tmp_path: Path) -> None:
+    """With the real `check-config`, from the map as it is applied."""
+    [config_map] = [d for d in rendered if d["kind"] == "ConfigMap"]
+    file = tmp_path / "gateway.yaml"
+    file.write_text(config_map["data"]["gateway.yaml"])
+    done = subprocess.run([sys.executable, "-m", "hearth_gateway", "check-config", str(file)], capture_output=True, text=True,
+                          check=False, env=os.environ | {"PYTHONPATH": str(ROOT / "files" / "gateway" / "src")})
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_change_of_configuration_is_a_new_map_and_a_new_pod(rendered: list[dict[str, Any]]) -> None:
+    [config_map] = [d for d in rendered if d["kind"] == "ConfigMap"]
+    assert config_map["immutable"] is True
+    volumes = one(rendered, "Deployment")["spec"]["template"]["spec"]["volumes"]
+    assert {"name": "config", "configMap": {"name": config_map["metadata"]["name"]}} in volumes
+
+
+def test_no_pod_goes_before_its_successor_is_ready(rendered: list[dict[str, Any]]) -> None:
+    spec = one(rendered, "Deployment")["spec"]
+    assert spec["strategy"] == {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}}
+    [container] = spec["template"]["spec"]["containers"]
+    [config_map] = [d for d in rendered if d["kind"] == "ConfigMap"]
+    server = yaml.safe_load(config_map["data"]["gateway.yaml"])["server"]
+    assert server["handover_s"] >= 3, "nodes need a moment to learn that a pod leaves"
+    assert spec["template"]["spec"]["terminationGracePeriodSeconds"] >= server["drain_s"] + server["handover_s"] + 20
+    assert container["readinessProbe"]["periodSeconds"] <= 2
+
+
+def test_the_budget_lets_a_node_be_emptied(rendered: list[dict[str, Any]]) -> None:
+    assert one(rendered, "PodDisruptionBudget")["spec"]["maxUnavailable"] == 1
+
+
+def test_sqlite_is_one_replica_on_the_node_of_its_volume(tmp_path: Path) -> None:
+    found = render_with(tmp_path)
+    spec = one(found, "Deployment")["spec"]
+    assert spec["replicas"] == 1
+    [term] = spec["template"]["spec"]["affinity"]["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"]
+    assert term["topologyKey"] == "kubernetes.io/hostname"
+    assert term["labelSelector"]["matchLabels"].items() <= spec["template"]["metadata"]["labels"].items()
+    assert one(found, "PersistentVolumeClaim", "gateway-data")["spec"]["accessModes"] == ["ReadWriteOnce"]
+    assert not [d for d in found if d["kind"] in ("HorizontalPodAutoscaler", "ServiceMonitor")]
+
+
+POSTGRESQL = {"gateway_database_url": "postgresql://hearth@postgres.databases:5432/hearth", "gateway_database_password": "pw-fixture-01"}
+
+
+def test_postgresql_is_replicas_apart_without_a_volume(tmp_path: Path) -> None:
+    found = render_with(tmp_path, **POSTGRESQL, gateway_replicas=3)
+    spec = one(found, "Deployment")["spec"]
+    pod = spec["template"]["spec"]
+    assert spec["replicas"] == 3
+    assert "affinity" not in pod
+    spread = [(c["topologyKey"], c["whenUnsatisfiable"]) for c in pod["topologySpreadConstraints"]]
+    assert spread == [("kubernetes.io/hostname", "ScheduleAnyway"), ("topology.kubernetes.io/zone", "ScheduleAnyway")]
+    assert not [d for d in found if d["kind"] == "PersistentVolumeClaim"]
+    config = yaml.safe_load(next(d for d in found if d["kind"] == "ConfigMap")["data"]["gateway.yaml"])
+    assert config["database_url"] == POSTGRESQL["gateway_database_url"]
+    [container] = pod["containers"]
+    assert str(Path(config["database_password_file"]).parent) in [m["mountPath"] for m in container["volumeMounts"]]
+    assert "pw-fixture-01" not in json.dumps(found)
+
+
+def test_autoscaling_leaves_the_number_of_replicas_to_the_cluster(tmp_path: Path) -> None:
+    bounds = {"min_replicas": 2, "max_replicas": 5, "cpu_percent": 60}
+    found = render_with(tmp_path, **POSTGRESQL, gateway_autoscaling_enabled=True, gateway_autoscaling=bounds)
+    assert "replicas" not in one(found, "Deployment")["spec"], "each run would set back what the autoscaler chose"
+    scaler = one(found, "HorizontalPodAutoscaler")["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (2, 5)
+    assert scaler["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": "gateway"}
+
+
+def test_each_provider_and_the_database_get_their_way_out_and_nobody_else(tmp_path: Path) -> None:
+    providers = [
+        {"name": "anthropic", "kind": "anthropic"},
+        {"name": "litellm", "kind": "openai", "base_url": "http://litellm.llm:4000"},
+        {"name": "nas", "kind": "openai", "base_url": "http://192.0.2.9:11434"},
+    ]
+    keys = {"anthropic": "sk-ant-fixture-01", "litellm": "sk-fixture-02"}
+    models = {"nova": [{"provider": "litellm", "model": "nova", "max_output_tokens": 100}]}
+    found = render_with(tmp_path, **POSTGRESQL, gateway_providers=providers, gateway_provider_keys=keys, gateway_models=models)
+    rules = one(found, "NetworkPolicy")["spec"]["egress"]
+
+    def label(namespace: str) -> dict[str, Any]:
+        return {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}}}
+
+    ways = [(rule["to"][0], [p["port"] for p in rule["ports"]]) for rule in rules]
+    assert ways[0][1] == [53, 53]
+    assert ways[1][0]["ipBlock"]["cidr"] == "0.0.0.0/0" and ways[1][1] == [443]
+    assert "10.0.0.0/8" in ways[1][0]["ipBlock"]["except"], "a vendor is not in the house"
+    assert ways[2:] == [(label("llm"), [4000]), ({"ipBlock": {"cidr": "192.0.2.9/32"}}, [11434]), (label("databases"), [5432])]
+    assert set(one(found, "Secret", "gateway-provider-keys")["stringData"]) == {"anthropic", "litellm"}
+
+
+def test_a_service_monitor_where_one_is_wanted(tmp_path: Path) -> None:
+    found = render_with(tmp_path, gateway_service_monitor_enabled=True, gateway_service_monitor_labels={"release": "prometheus"})
+    monitor = one(found, "ServiceMonitor")
+    jsonschema.validate(monitor, json.loads((SCHEMAS / "servicemonitor_v1.json").read_text()))
+    assert monitor["metadata"]["labels"]["release"] == "prometheus"
+    selector = monitor["spec"]["selector"]["matchLabels"].items()
+    port = monitor["spec"]["endpoints"][0]["port"]
+    services = [d["metadata"]["name"] for d in found if d["kind"] == "Service" and selector <= d["metadata"]["labels"].items()
+                and port in [p["name"] for p in d["spec"]["ports"]]]
+    assert services == ["gateway-metrics"]
 
 
 @pytest.mark.parametrize("fixture", INVALID, ids=[f.stem for f in INVALID])

@@ -27,6 +27,7 @@ class FakeCluster:
         self.before_replace: Callable[[], None] | None = None
         self.log_lines: dict[str, list[str]] = {}
         self.on_apply: Callable[[Object], None] | None = None
+        self.unknown_kinds: set[str] = set()
 
     def connect(self, module: Any, field_manager: str) -> FakeCluster:
         """Stands where the modules call `Cluster(module, field_manager)`."""
@@ -66,6 +67,9 @@ class FakeCluster:
             self.objects[key] = new
             self.writes.append(f"{verb} {kind} {name}")
         return copy.deepcopy(new)
+
+    def knows(self, api_version: str, kind: str) -> bool:
+        return kind not in self.unknown_kinds
 
     def get(self, api_version: str, kind: str, name: str, namespace: str | None = None) -> Object | None:
         return copy.deepcopy(self.objects.get((kind, namespace, name)))

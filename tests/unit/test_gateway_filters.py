@@ -2,33 +2,147 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.hearth.plugins.filter import gateway
+from ansible_collections.homelab.hearth.plugins.module_utils import _gateway
 
-SCHEMA = {
-    "type": "object",
-    "additionalProperties": False,
-    "required": ["models"],
-    "properties": {
-        "models": {"type": "object", "minProperties": 1},
-        "timeouts": {"type": "object", "additionalProperties": False, "properties": {"connect_s": {"type": "number"}}},
-    },
-}
+ROOT = Path(__file__).resolve().parents[2]
 
-
-def test_what_is_right_has_no_errors() -> None:
-    assert gateway.schema_errors({"models": {"a": []}, "timeouts": {"connect_s": 5}}, SCHEMA) == []
+SOURCE = str(ROOT / "files" / "gateway")
+GOOD = """
+tokens: {dir: /run/hearth/tokens}
+providers: [{name: demo, kind: demo}]
+models: {demo: [{provider: demo, model: demo}]}
+"""
 
 
-def test_every_error_is_told_with_its_place() -> None:
-    errors = gateway.schema_errors({"models": {}, "timeouts": {"connect_s": "soon"}, "modles": 1}, SCHEMA)
-    assert len(errors) == 3
-    assert any(error.startswith("timeouts.connect_s: 'soon'") for error in errors)
-    assert any(error.startswith("models: ") for error in errors)
-    assert any(error.startswith("the whole: ") and "modles" in error for error in errors)
+def test_what_is_right_has_no_problems() -> None:
+    assert gateway.gateway_config_problems(GOOD, SOURCE) == ()
+
+
+def test_every_problem_is_told_with_the_variable_it_comes_from() -> None:
+    problems = gateway.gateway_config_problems(GOOD + "timeouts: {conect_s: 5}\nprivacy: {admin_export: maybe}\n", SOURCE)
+    assert problems == (
+        "gateway_timeouts.conect_s: unknown key; did you mean 'connect_s'?",
+        "gateway_admin_export: must be a valid boolean, unable to interpret input",
+    )
+
+
+def test_problems_between_sections_are_seen() -> None:
+    """What a JSON schema cannot say: that is why the gateway's own code looks."""
+    text = GOOD.replace("provider: demo, model", "provider: dmeo, model") + "timeouts: {idle_s: 900, total_s: 600}\n"
+    assert gateway.gateway_config_problems(text, SOURCE) == (
+        "gateway_models.demo[0].provider: no provider is called 'dmeo'; did you mean 'demo'?",
+        "gateway_timeouts.idle_s: must not be longer than timeouts.total_s",
+    )
+
+
+def test_a_check_that_cannot_run_is_no_approval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AnsibleFilterError, match="hearth_gateway"):
+        gateway.gateway_config_problems(GOOD, str(tmp_path))
+    package = tmp_path / "src" / "hearth_gateway"
+    package.mkdir(parents=True)
+    (package / "__main__.py").write_text("import pydantic_that_nobody_installed")
+    with pytest.raises(AnsibleFilterError, match="needs pydantic_that_nobody_installed: pip install"):
+        gateway.gateway_config_problems(GOOD + "# again\n", str(tmp_path))
+    (package / "__main__.py").write_text("raise SystemExit(1)")
+    with pytest.raises(AnsibleFilterError, match="the check broke"):
+        gateway.gateway_config_problems(GOOD + "# and again\n", str(tmp_path))
+
+
+def test_the_check_needs_nothing_but_what_the_controller_has() -> None:
+    """The controller has pydantic and PyYAML (requirements/runtime.in); the service's other packages it has not."""
+    code = "import hearth_gateway.cli, sys; print(*sorted({m.partition('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": f"{SOURCE}/src"}, capture_output=True,
+                          text=True, check=True)
+    assert not {"flask", "sqlalchemy", "granian", "orjson", "prometheus_client", "psycopg"} & set(done.stdout.split())
+    assert "pydantic" in (ROOT / "requirements" / "runtime.in").read_text().split()
+
+
+@pytest.mark.parametrize(("problem", "named"), [
+    ("models.sonnet[0].provider: x", "gateway_models.sonnet[0].provider: x"),
+    ("providers[2].base_url: x", "gateway_providers[2].base_url: x"),
+    ("ledger_detail_days: x", "gateway_ledger_detail_days: x"),
+    ("metrics.person_label: x", "gateway_metrics_person_label: x"),
+    ("tokens.end_users[0]: x", "gateway_end_user_tokens[0]: x"),
+    ("server.bind: x", "server.bind: x"),
+    ("line 3, column 4: this is not valid YAML", "line 3, column 4: this is not valid YAML"),
+    ("the file is not UTF-8 text", "the file is not UTF-8 text"),
+])
+def test_a_problem_names_the_variable(problem: str, named: str) -> None:
+    assert _gateway.in_variables(problem) == named
+
+
+ANTHROPIC = "https://api.anthropic.com"
+
+
+def test_a_provider_gets_its_key_and_authorities() -> None:
+    entries = [
+        {"name": "anthropic", "kind": "anthropic"},
+        {"name": "litellm", "kind": "openai", "base_url": "https://litellm.example.org", "egress": {"cidr": "192.0.2.0/24"}},
+        {"name": "near", "kind": "openai", "base_url": "http://near:4000", "api_key_file": "/elsewhere"},
+        {"name": "demo", "kind": "demo"},
+        "no mapping at all",
+    ]
+    assert gateway.gateway_providers(entries, ["anthropic", "near"], "/keys", "/ca.pem", ANTHROPIC) == [
+        {"name": "anthropic", "kind": "anthropic", "base_url": ANTHROPIC, "api_key_file": "/keys/anthropic", "ca_file": "/ca.pem"},
+        {"name": "litellm", "kind": "openai", "base_url": "https://litellm.example.org", "ca_file": "/ca.pem"},
+        {"name": "near", "kind": "openai", "base_url": "http://near:4000", "api_key_file": "/elsewhere"},
+        {"name": "demo", "kind": "demo"},
+        "no mapping at all",
+    ]
+
+
+@pytest.mark.parametrize(("url", "row"), [
+    ("https://api.example.org", {"url": "https://api.example.org"}),
+    ("https://openrouter.ai", {"url": "https://openrouter.ai"}),
+    ("http://litellm.llm:4000", {"namespace": "llm", "ports": [4000]}),
+    ("http://litellm.llm.svc.cluster.local:4000", {"namespace": "llm", "ports": [4000]}),
+    ("https://litellm.llm.svc:4443", {"namespace": "llm", "ports": [4443]}),
+    ("http://litellm:4000", {"namespace": "hearth", "ports": [4000]}),
+    ("http://192.0.2.7:11434", {"cidr": "192.0.2.7/32", "ports": [11434]}),
+    ("http://[2001:db8::1]:1", {"cidr": "2001:db8::1/128", "ports": [1]}),
+    ("not an address", {"url": "not an address"}),
+])
+def test_a_providers_way_out_is_read_from_its_address(url: str, row: dict[str, object]) -> None:
+    rows = gateway.gateway_egress([{"name": "x", "kind": "openai", "base_url": url}], ANTHROPIC, "", {}, "hearth")
+    assert rows == [{"name": "provider x", **row}]
+
+
+def test_the_demo_provider_goes_nowhere_and_a_given_row_wins() -> None:
+    entries = [{"name": "d", "kind": "demo"}, {"name": "a", "kind": "anthropic", "egress": {"cidr": "192.0.2.0/24", "ports": [443]}}]
+    assert gateway.gateway_egress(entries, ANTHROPIC, "", {}, "hearth") == [
+        {"name": "provider a", "cidr": "192.0.2.0/24", "ports": [443]}]
+
+
+def test_a_database_is_opened_where_it_is_known_to_be() -> None:
+    def rows(url: str, row: dict[str, object]) -> list[dict[str, object]]:
+        return gateway.gateway_egress([], ANTHROPIC, url, row, "hearth")
+
+    assert rows("", {}) == []
+    assert rows("postgresql://h@pg.data/hearth", {}) == [{"name": "database", "namespace": "data", "ports": [5432]}]
+    assert rows("postgresql://h@192.0.2.3:6432/hearth", {}) == [{"name": "database", "cidr": "192.0.2.3/32", "ports": [6432]}]
+    given = {"cidr": "10.0.0.0/16", "ports": [5432]}
+    assert rows("postgresql://h@db.example.org/hearth", given) == [{"name": "database", **given}]
+    assert gateway.gateway_database_problems("postgresql://h@db.example.org/hearth", given, "hearth") == []
+    [problem] = gateway.gateway_database_problems("postgresql://h@db.example.org/hearth", {}, "hearth")
+    assert problem.startswith("gateway_database_egress: ")
+    assert rows("postgresql://h@db.example.org/hearth", {}) == []
+
+
+def test_keys_are_files_and_former_ones_go() -> None:
+    files = gateway.gateway_key_files({"b": "key-b", "a": "key-a"}, "/keys", ["/keys/a", "/keys/old"])
+    assert files == [
+        {"path": "/keys/a", "secret_content": "key-a", "mode": "0600"},
+        {"path": "/keys/b", "secret_content": "key-b", "mode": "0600"},
+        {"path": "/keys/old", "state": "absent"},
+    ]
 
 
 def test_a_hash_has_the_length_that_is_asked_for_and_knows_the_extra(tmp_path: Path) -> None:

@@ -124,6 +124,24 @@ def test_what_is_no_longer_rendered_is_pruned_and_nothing_else(cluster: FakeClus
     assert not apply(secrets=SECRETS[:1])["changed"]
 
 
+MONITOR = {**made("ServiceMonitor", "gateway"), "apiVersion": "monitoring.coreos.com/v1"}
+OPTIONAL = ["monitoring.coreos.com/v1/ServiceMonitor"]
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_an_optional_kind_is_left_out_where_the_cluster_does_not_know_it(cluster: FakeCluster, apply: Run, check: bool) -> None:
+    cluster.unknown_kinds = {"ServiceMonitor"}
+    result = apply([*ALL, MONITOR], optional_kinds=OPTIONAL, check=check)
+    assert "ServiceMonitor hearth/gateway" not in result["created"]
+    assert len(result["created"]) == len(ALL)
+
+
+def test_an_optional_kind_is_applied_where_the_cluster_knows_it(cluster: FakeCluster, apply: Run) -> None:
+    assert "ServiceMonitor hearth/gateway" in apply([*ALL, MONITOR], optional_kinds=OPTIONAL)["created"]
+    assert not apply([*ALL, MONITOR], optional_kinds=OPTIONAL)["changed"]
+    assert apply(ALL)["pruned"] == ["ServiceMonitor hearth/gateway"]
+
+
 def test_pruning_can_be_switched_off(cluster: FakeCluster, apply: Run) -> None:
     apply([*ALL, made("Service", "old")])
     assert not apply(prune=False)["changed"]
@@ -161,6 +179,14 @@ def test_check_mode_without_a_cluster_says_what_would_be_made(monkeypatch: pytes
     failed = apply(secrets=SECRETS)
     assert failed["failed"]
     assert failed["msg"] == "No cluster answers at 192.0.2.1:6443 (no answer)"
+
+
+def test_check_mode_without_a_cluster_promises_no_optional_kind(monkeypatch: pytest.MonkeyPatch, apply: Run) -> None:
+    def nobody(module: Any, field_manager: str) -> FakeCluster:
+        raise NoClusterError("nobody answers")
+
+    monkeypatch.setattr(manifests, "Cluster", nobody)
+    assert len(apply([*ALL, MONITOR], optional_kinds=OPTIONAL, check=True)["created"]) == len(ALL)
 
 
 def test_it_waits_until_the_workload_is_ready(cluster: FakeCluster, apply: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,152 @@
+# Copyright (c) The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""From the role's variables to the gateway's configuration and to where it may connect. Pure."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+# Of a provider in the variables; the configuration knows nothing of network policies.
+EGRESS = "egress"
+_DEFAULT_PORT = {"http": 80, "https": 443, "postgresql": 5432}
+
+
+def providers(entries: Sequence[Mapping[str, Any]], keyed: Collection[str], key_dir: str, ca_file: str, anthropic_url: str) -> list[Any]:
+    """The section `providers` of the configuration.
+
+    Each entry gets what the role knows: the file of its key when there is one (`keyed` are the names with a key), the
+    file with authorities for what is asked over TLS ("" = none), the address of a provider of kind anthropic that
+    names none. What an entry says itself stays. An entry that is no mapping is passed on: the gateway's own check
+    says what is wrong with it.
+    """
+    return [_provider(entry, keyed, key_dir, ca_file, anthropic_url) if isinstance(entry, Mapping) else entry for entry in entries]
+
+
+def _provider(entry: Mapping[str, Any], keyed: Collection[str], key_dir: str, ca_file: str, anthropic_url: str) -> dict[str, Any]:
+    made = {key: value for key, value in entry.items() if key != EGRESS}
+    if made.get("kind") == "demo":
+        return made
+    if made.get("kind") == "anthropic":
+        made.setdefault("base_url", anthropic_url)
+    if made.get("name") in keyed:
+        made.setdefault("api_key_file", f"{key_dir}/{made['name']}")
+    if ca_file and str(made.get("base_url", "")).startswith("https://"):
+        made.setdefault("ca_file", ca_file)
+    return made
+
+
+def egress(
+    entries: Sequence[Mapping[str, Any]], anthropic_url: str, database_url: str, database_row: Mapping[str, Any], namespace: str
+) -> list[dict[str, Any]]:
+    """Rows for the egress table: one for each provider that is asked over the network, one for the database's server.
+
+    A provider's own `egress`, and `database_row`, win over what the address says. Without them:
+
+    - an IP address: that address and port;
+    - a Service (`name`, `name.namespace` over http, `name.namespace.svc…`): that namespace and port;
+    - any other name: the port, to all public addresses (for a database: nothing, see `egress_problems`).
+    """
+    rows = []
+    for entry in entries:
+        if not isinstance(entry, Mapping) or entry.get("kind") == "demo":
+            continue
+        url = str(entry.get("base_url") or (anthropic_url if entry.get("kind") == "anthropic" else ""))
+        row = dict(entry[EGRESS]) if isinstance(entry.get(EGRESS), Mapping) else _row(url, namespace) or {"url": url}
+        rows.append({"name": f"provider {entry.get('name')}", **row})
+    if not _is_sqlite(database_url):
+        found = dict(database_row) or _row(database_url, namespace)
+        if found:
+            rows.append({"name": "database", **found})
+    return rows
+
+
+def egress_problems(database_url: str, database_row: Mapping[str, Any], namespace: str) -> list[str]:
+    """Why no row can be made for the database's server, one sentence; empty when one can."""
+    if _is_sqlite(database_url) or database_row or _row(database_url, namespace):
+        return []
+    return [
+        "gateway_database_egress: where the server of gateway_database_url is cannot be told from its name, and a database "
+        "is not opened to the whole internet; give its network, such as {cidr: 10.0.0.0/16, ports: [5432]}"
+    ]
+
+
+def _is_sqlite(url: str) -> bool:
+    return not url or url.startswith("sqlite")
+
+
+def _split(url: str) -> tuple[SplitResult, str, int] | None:
+    """Parts, host and port of an address, or None when it is none; the gateway's own check says so."""
+    try:
+        parts = urlsplit(url)
+        scheme = parts.scheme.partition("+")[0]
+        port = parts.port or _DEFAULT_PORT[scheme]
+    except (ValueError, KeyError):
+        return None
+    return (parts, parts.hostname, port) if parts.hostname else None
+
+
+def _row(url: str, namespace: str) -> dict[str, Any] | None:
+    found = _split(url)
+    if found is None:
+        return None
+    parts, host, port = found
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        home = _namespace_of(host, parts.scheme, namespace)
+        return {"namespace": home, "ports": [port]} if home else None
+    return {"cidr": f"{address}/{address.max_prefixlen}", "ports": [port]}
+
+
+def _namespace_of(host: str, scheme: str, own: str) -> str | None:
+    """The namespace of the Service that a host name means, or None for a name outside the cluster."""
+    labels = host.split(".")
+    if len(labels) == 1:
+        return own
+    if len(labels) >= 3 and labels[2] == "svc":
+        return labels[1]
+    # `name.namespace` is the short form of a Service, and looks like a name on the internet. Nobody sends a key
+    # there without TLS, and nobody has a public certificate for a Service.
+    return labels[1] if len(labels) == 2 and scheme != "https" else None
+
+
+def key_files(keys: Mapping[str, str], key_dir: str, existing: Sequence[str]) -> list[dict[str, str]]:
+    """Files for the module host_files: one a key, below `key_dir`; `existing` files of other names go."""
+    wanted = {f"{key_dir}/{name}": value for name, value in keys.items()}
+    made = [{"path": path, "secret_content": value, "mode": "0600"} for path, value in sorted(wanted.items())]
+    return made + [{"path": path, "state": "absent"} for path in sorted(set(existing) - set(wanted))]
+
+
+# A place in the configuration, and the variable of the role that it was made from.
+_VARIABLES = {
+    "database_url": "gateway_database_url",
+    "metrics.max_people": "gateway_metrics_max_people",
+    "metrics.person_label": "gateway_metrics_person_label",
+    "privacy.admin_chat_access": "gateway_admin_chat_access",
+    "privacy.admin_export": "gateway_admin_export",
+    "privacy.community_sharing": "gateway_community_sharing",
+    "server.drain_s": "gateway_drain_s",
+    "server.handover_s": "gateway_handover_s",
+    "server.max_open_requests": "gateway_max_open_requests",
+    "tokens.end_users": "gateway_end_user_tokens",
+    "tokens.proxy": "gateway_proxy_tokens",
+}
+_SECTIONS = (
+    "breaker", "embedding_models", "image_models", "ledger_detail_days", "limits", "models", "prices", "providers",
+    "system_prompts", "timeouts",
+)  # fmt: skip
+
+
+def in_variables(problem: str) -> str:
+    """A problem of the configuration with its place named as the operator wrote it: `gateway_timeouts.conect_s: …`."""
+    place, colon, text = problem.partition(": ")
+    if not colon:
+        return problem
+    for start, variable in _VARIABLES.items():
+        if place == start or place.startswith((f"{start}.", f"{start}[")):
+            return variable + place.removeprefix(start) + colon + text
+    section = place.replace("[", ".").partition(".")[0]
+    return f"gateway_{problem}" if section in _SECTIONS else problem
