@@ -259,7 +259,7 @@ class Handler(BaseHTTPRequestHandler):
             self._chunk(frame.encode())
             self._sent += 1
             if frame.is_text and (scenario == "slow" or self.server.pace_s):
-                self._sleep_while_connected(self.server.pace_s or 0.2)
+                self._sleep_while_connected(0.2 if scenario == "slow" else self.server.pace_s)
             if scenario == "eof" and texts == 2:
                 break
         return True
