@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import openai
+import psycopg
+import psycopg.rows
 import pytest
 import yaml
 
@@ -128,11 +130,15 @@ class Gateway:
             merged = self.config.get(key)
             self.config[key] = {**merged, **value} if isinstance(merged, dict) else value
         self.config_file = directory / "gateway.yaml"
-        self.config_file.write_text(yaml.safe_dump(self.config))
+        self.save()
         self.log_lines: list[str] = []
         self.url = self.metrics_url = ""
         if start:
             self.start()
+
+    def save(self) -> None:
+        """Write the configuration, also after a test has changed ``config``."""
+        self.config_file.write_text(yaml.safe_dump(self.config))
 
     def _add_second(self, url: str) -> None:
         key = self.directory / "second-key"
@@ -145,8 +151,10 @@ class Gateway:
         models = self.config["models"]
         models |= {f"f-{name}": [*models[f"x-{name}"], second("normal")] for name in SCENARIOS}
         models |= {f"y-{name}": [second(name)] for name in SECOND_SCENARIOS}
-        self.config["embedding_models"] = {"embed": [{"provider": "litellm", "model": "mock-embed"}]}
-        self.config["image_models"] = {"draw": [{"provider": "litellm", "model": "mock-draw"}]}
+        for section, name in (("embedding_models", "embed"), ("image_models", "draw")):
+            endpoints = {name: [{"provider": "litellm", "model": f"mock-{name}"}]}
+            endpoints |= {f"{name}-{fault}": [{"provider": "litellm", "model": f"{name}+{fault}"}] for fault in SECOND_SCENARIOS}
+            self.config[section] = endpoints
 
     def spawn(self) -> subprocess.Popen[str]:
         self.process = subprocess.Popen(
@@ -196,10 +204,20 @@ class Gateway:
         lines = [line for line in self.metrics().splitlines() if line.startswith(name)]
         return sum(float(line.rpartition(" ")[2]) for line in lines)
 
-    def rows(self) -> list[dict[str, Any]]:
+    def query(self, statement: str) -> list[dict[str, Any]]:
+        """What the store holds, read past the gateway."""
+        url = self.config["database_url"]
+        if url.startswith("postgresql"):
+            password = Path(self.config["database_password_file"]).read_text()
+            with psycopg.connect(url, password=password, row_factory=psycopg.rows.dict_row) as server:
+                return list(server.execute(statement))
         with sqlite3.connect(self.database) as connection:
             connection.row_factory = sqlite3.Row
-            return [dict(row) for row in connection.execute("SELECT * FROM ledger ORDER BY id")]
+            return [dict(row) for row in connection.execute(statement)]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The ledger, without legs that are not over."""
+        return self.query("SELECT * FROM ledger WHERE state <> 'intent' ORDER BY id")
 
     def settled_rows(self) -> int:
         """How many rows there are once all answers so far are written down."""

@@ -20,7 +20,7 @@ from hearth_gateway.core.metering import Admission, Leg, Meter, Reservation
 from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.base import Call, Provider
-from hearth_gateway.translate.events import End, Event, Idle, Usage, is_content
+from hearth_gateway.translate.events import Document, End, Event, Idle, Usage, content_bytes, is_content
 from hearth_gateway.translate.model import ChatRequest, ImagePart, TextPart
 
 
@@ -133,6 +133,7 @@ def _admission(request_id: str, request: ChatRequest, caller: Caller, targets: S
         prompt_tokens=estimate_tokens(request),
         max_output_tokens=min(request.max_tokens or ceiling, ceiling),
         targets=tuple((target.provider.name, target.model) for target in targets),
+        images=request.images,
     )
 
 
@@ -141,7 +142,7 @@ def estimate_tokens(request: ChatRequest) -> int:
     charge at most for an image. For reservations only; bills use what the vendor counted."""
     text = sum(len(text.encode("utf-8", "surrogatepass")) for text in request.texts())
     images = sum(isinstance(part, ImagePart) for turn in request.turns for part in turn.parts)
-    return text // 3 + 1600 * images + 16
+    return text // 3 + request.tokens + 1600 * images + 16
 
 
 class _Watch:
@@ -365,7 +366,9 @@ class Exchange:
         started_at, started = self._clock.time(), self._clock.monotonic()
         watch = _Watch(limits, self._clock, asked, deadline)
         usage = Usage()
+        images = 0
         first_token_s: float | None = None
+        answer_bytes = 0
         outcome = "cancelled"  # what it is if nobody runs this generator to its end
         call = Call(
             self.request,
@@ -386,10 +389,12 @@ class Exchange:
                 watch.saw(event)
                 if self._service.lifecycle.cutting and not isinstance(event, End):
                     raise GatewayError(Kind.SHUTTING_DOWN, "The gateway had to restart before the answer was complete.")
+                answer_bytes += content_bytes(event)
                 if isinstance(event, Usage):
                     usage = event
                 elif first_token_s is None and is_content(event):
                     first_token_s = self._clock.monotonic() - started
+                    images = event.images if isinstance(event, Document) else 0
                     self.committed = True
                     permit.begun()
                 elif isinstance(event, End):
@@ -425,6 +430,8 @@ class Exchange:
                     outcome=outcome,
                     duration_s=self._clock.monotonic() - started,
                     first_token_s=first_token_s,
+                    answer_bytes=answer_bytes,
+                    images=images,
                 )
             )
 

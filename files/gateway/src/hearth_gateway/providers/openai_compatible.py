@@ -9,8 +9,10 @@ import orjson
 
 from hearth_gateway.providers.base import Call
 from hearth_gateway.providers.http import Transport
-from hearth_gateway.providers.streaming import answer
+from hearth_gateway.providers.streaming import answer, document
+from hearth_gateway.translate.endpoints import build_body, read_document
 from hearth_gateway.translate.events import Event
+from hearth_gateway.translate.model import EndpointRequest
 from hearth_gateway.translate.openai_upstream_request import Dialect, build_chat_request
 from hearth_gateway.translate.openai_upstream_response import ChatReader, error_from_status
 from hearth_gateway.translate.traits import OPENAI, ModelTraits
@@ -25,14 +27,14 @@ class Options:
 
 
 class OpenAICompatibleProvider:
-    """One account at one server. ``api_key`` goes into a header and nowhere else; None for a server without."""
+    """One account at one server. ``api_key`` gives the key of the moment, for a header; None for a server without."""
 
     is_demo = False
 
     def __init__(
         self,
         name: str,
-        api_key: str | None,
+        api_key: Callable[[], str] | None,
         transport: Transport,
         options: Options = Options(),
         traits: Callable[[str], ModelTraits] = lambda _model: OPENAI,
@@ -42,8 +44,7 @@ class OpenAICompatibleProvider:
         self._options = options
         self._traits = traits
         self._headers = {"content-type": "application/json", "user-agent": "hearth-gateway"}
-        if api_key is not None:
-            self._headers["authorization"] = f"Bearer {api_key}"
+        self._api_key = api_key
 
     @property
     def name(self) -> str:
@@ -53,6 +54,9 @@ class OpenAICompatibleProvider:
         self._transport.close()
 
     def stream(self, call: Call) -> Iterator[Event]:
+        if isinstance(call.request, EndpointRequest):
+            yield from self._endpoint(call, call.request)
+            return
         built = build_chat_request(
             call.request,
             call.model,
@@ -62,6 +66,17 @@ class OpenAICompatibleProvider:
             user=call.user,
         )
         call.adjusted(built.adjusted)
-        headers = {**self._headers, "accept": "text/event-stream"}
+        headers = self._headers_for("text/event-stream")
         pending = self._transport.post("/v1/chat/completions", headers, orjson.dumps(built.body), call.connect_s)
         yield from answer(pending, call, ChatReader(built.names, self._options.usage_includes_cache), error_from_status)
+
+    def _headers_for(self, accept: str) -> dict[str, str]:
+        headers = {**self._headers, "accept": accept}
+        if self._api_key is not None:
+            headers["authorization"] = f"Bearer {self._api_key()}"
+        return headers
+
+    def _endpoint(self, call: Call, request: EndpointRequest) -> Iterator[Event]:
+        body = orjson.dumps(build_body(request, call.model, call.user))
+        pending = self._transport.post(request.path, self._headers_for("application/json"), body, call.connect_s)
+        yield from read_document(request, (yield from document(pending, call, error_from_status)))

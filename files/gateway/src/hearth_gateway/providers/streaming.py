@@ -15,6 +15,7 @@ from hearth_gateway.translate.sse import SseParser
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
 _MAX_WHOLE_BYTES = 32 * 1024 * 1024
+_MAX_DOCUMENT_BYTES = 128 * 1024 * 1024  # ten large images, or 2048 long vectors
 
 ErrorReader = Callable[[int, bytes, str | None], GatewayError]
 
@@ -45,6 +46,19 @@ def answer(pending: PendingResponse, call: Call, reader: Reader, error: ErrorRea
             yield from reader.read_whole((yield from read_up_to(response, _MAX_WHOLE_BYTES, call)))
         else:
             yield from _read_stream(response, reader, call)
+    finally:
+        response.close()
+
+
+def document(pending: PendingResponse, call: Call, error: ErrorReader) -> Generator[Event, None, bytes]:
+    """The body of a response that is not streamed (the generator's return value), yielding ``Idle`` meanwhile."""
+    response = yield from wait(pending, call)
+    try:
+        ok = response.status == 200
+        body = yield from read_up_to(response, _MAX_DOCUMENT_BYTES if ok else _MAX_ERROR_BYTES, call)
+        if not ok:
+            raise error(response.status, body, response.headers.get("retry-after"))
+        return body
     finally:
         response.close()
 

@@ -3,8 +3,9 @@ the meter reads the same events, so streaming and non-streaming share one path."
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
@@ -81,6 +82,14 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class Document:
+    """The whole answer of an endpoint that is no chat, in the client's format. ``images`` is how many were made."""
+
+    body: Mapping[str, Any]
+    images: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """The vendor said, itself, that the answer is complete. Nothing follows.
 
@@ -104,10 +113,19 @@ class Idle:
 IDLE = Idle()
 ALIVE = Idle(alive=True)
 
-Content = Text | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments
+Content = Document | Text | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments
 Event = Content | Usage | End | Idle
 
 
 def is_content(event: Event) -> bool:
     """From the first such event on, no other provider may take over: the client has seen words."""
-    return isinstance(event, Text | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments)
+    return isinstance(event, Text | Document | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments)
+
+
+def content_bytes(event: Event) -> int:
+    """Size in UTF-8 of what the client has seen with this event: what an answer that broke off is billed by."""
+    if isinstance(event, Text | Thinking):
+        return len(event.text.encode("utf-8", "surrogatepass"))
+    if isinstance(event, ToolArguments):
+        return len(event.fragment.encode("utf-8", "surrogatepass"))
+    return len(event.name) if isinstance(event, ToolStart) else 0

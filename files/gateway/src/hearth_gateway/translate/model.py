@@ -141,6 +141,8 @@ class ChatRequest:
     """One request, independent of who asked in which format and of who will answer.
 
     ``alias`` is the model name the caller used. ``ignored`` lists fields we understood and left out.
+    ``images`` is how many images are to be made; a chat makes none. ``tokens`` counts what the caller sent
+    as tokens and not as text; a chat has none of that either.
     """
 
     alias: str
@@ -160,6 +162,8 @@ class ChatRequest:
     effort: Effort | None = None
     output: JsonOutput | None = None
     ignored: tuple[str, ...] = field(default=())
+    images: int = 0
+    tokens: int = 0
 
     def texts(self) -> list[str]:
         """Every piece of text the caller sent. For redaction and the demo's count, never for a log."""
@@ -172,4 +176,20 @@ class ChatRequest:
                     found.extend(inner.text for inner in part.parts if isinstance(inner, TextPart))
                 elif isinstance(part, ToolUse):
                     found.extend(str(value) for value in part.arguments.values())
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointRequest(ChatRequest):
+    """A request to an endpoint that is no chat, such as embeddings. It goes the same way through the gateway:
+    admitted, failed over, metered. It has no turns; ``fields`` go to the vendor's ``path`` as they are.
+    """
+
+    path: str = ""
+    fields: Json = field(default_factory=dict)
+
+    def texts(self) -> list[str]:
+        found: list[str] = []
+        for value in (self.fields.get("input"), self.fields.get("prompt")):
+            found += [item for item in (value if isinstance(value, list) else [value]) if isinstance(item, str)]
         return found
