@@ -1,0 +1,281 @@
+"""People, with the service running: what an operator does with `hearth-gateway person` counts within 5 s."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+from gateway_support import SOURCE, TOKEN, Gateway, Mock, wait_for
+
+PROXY = "proxy-token-0123456789abcdef"
+HOUSE = "house-token-0123456789abcdef"
+ANN, BOB = "ann@example.org", "bob@example.org"
+# The mock says a word every 0.2 s: long enough to see that an answer was cut and did not just end.
+LONG = " ".join(f"word{number}" for number in range(150))
+
+
+def auth(email: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{email}:{PROXY}".encode()).decode(), "Sec-Fetch-Site": "same-origin"}
+
+
+@pytest.fixture
+def gateway(own: Callable[..., Gateway]) -> Gateway:
+    gateway = own(tokens={"proxy": ["proxy"], "end_users": ["house"]}, start=False)
+    (gateway.tokens / "proxy").write_text(PROXY)
+    (gateway.tokens / "house").write_text(HOUSE)
+    gateway.start()
+    return gateway
+
+
+def person(gateway: Gateway, *arguments: str, stdin: str | None = None, status: int = 0) -> Any:
+    """Run the command as the playbooks do. Returns what it printed: JSON, or the sentence of a failure."""
+    done = subprocess.run(
+        [sys.executable, "-m", "hearth_gateway", "person", *arguments, "--config", str(gateway.config_file), "--json"],
+        input=stdin, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(SOURCE)},
+    )  # fmt: skip
+    assert done.returncode == status, done.stderr
+    return json.loads(done.stdout) if status == 0 else done.stderr
+
+
+def me(gateway: Gateway, email: str) -> tuple[int, dict[str, Any]]:
+    response = httpx.get(f"{gateway.url}/api/me", headers=auth(email))
+    return response.status_code, response.json()
+
+
+class Answer(threading.Thread):
+    """A long answer, read in the background. ``text`` grows; ``over`` is when it ended."""
+
+    def __init__(self, gateway: Gateway, headers: dict[str, str], model: str = "x-slow") -> None:
+        super().__init__(daemon=True)
+        self.text = ""
+        self.over: float | None = None
+        self._url, self._headers, self._model = gateway.url, headers, model
+        self.start()
+
+    def run(self) -> None:
+        body = {"model": self._model, "messages": [{"role": "user", "content": LONG}], "stream": True}
+        url = f"{self._url}/v1/chat/completions"
+        # A gateway that is killed at the end of a test breaks what is still open.
+        with suppress(httpx.TransportError), httpx.stream("POST", url, headers=self._headers, json=body, timeout=60) as response:
+            for piece in response.iter_text():
+                self.text += piece
+        self.over = time.monotonic()
+
+    def begun(self) -> Answer:
+        wait_for(lambda: "content" in self.text, "the answer to begin")
+        return self
+
+    def cut_within(self, limit_s: float, since: float, code: str) -> None:
+        wait_for(lambda: self.over, "the answer to be cut", limit_s)
+        assert self.over is not None and self.over - since <= limit_s
+        last = [line for line in self.text.splitlines() if line.startswith("data: ")][-1]
+        assert json.loads(last.removeprefix("data: "))["error"]["code"] == code
+        assert "[DONE]" not in self.text
+
+
+def test_disabled_in_the_middle_of_an_answer(gateway: Gateway, vendor: Mock) -> None:
+    ann, bob = Answer(gateway, auth(ANN)).begun(), Answer(gateway, auth(BOB)).begun()
+    assert person(gateway, "disable", ANN)["changed"] is True
+    since = time.monotonic()
+    ann.cut_within(5, since, "person_refused")
+    status, body = me(gateway, ANN)
+    assert (status, body["error"]["code"], body["error"]["type"]) == (403, "person_refused", "permission_error")
+    assert me(gateway, BOB)[0] == 200
+    assert person(gateway, "disable", ANN)["changed"] is False
+    said = len(bob.text)
+    wait_for(lambda: len(bob.text) > said, "the other answer to go on")
+    assert person(gateway, "enable", ANN)["person"]["state"] == "active"
+    wait_for(lambda: me(gateway, ANN)[0] == 200, "the person to be let in again", 5)
+    # The vendor was told to stop, too.
+    wait_for(lambda: any(record["outcome"] == "client-left" for record in vendor.records()), "the vendor's connection to be cut")
+
+
+def test_disabled_while_the_vendor_is_silent(gateway: Gateway) -> None:
+    gateway.stop()
+    gateway.config["timeouts"] = {"connect_s": 2, "first_token_s": 30, "idle_s": 30, "total_s": 60}
+    gateway.config_file.write_text(json.dumps(gateway.config))
+    gateway.restart()
+    answer = Answer(gateway, auth(ANN), "x-silent-after").begun()
+    person(gateway, "disable", ANN)
+    answer.cut_within(5, time.monotonic(), "person_refused")
+
+
+def test_not_before(gateway: Gateway) -> None:
+    answer = Answer(gateway, auth(ANN)).begun()
+    person(gateway, "set", ANN, "--not-before", "now")
+    answer.cut_within(5, time.monotonic(), "person_refused")
+    assert me(gateway, ANN)[0] == 200  # the proxy vouches again (docs/decisions/0010)
+    person(gateway, "set", ANN, "--not-before", "2999-01-01T00:00:00+00:00")
+    wait_for(lambda: me(gateway, ANN)[0] == 403, "the person to be refused", 5)
+    person(gateway, "set", ANN, "--not-before", "none")
+    wait_for(lambda: me(gateway, ANN)[0] == 200, "the person to be let in again", 5)
+
+
+def test_what_is_known_of_a_person(gateway: Gateway) -> None:
+    limits = {"requests_per_minute": 7, "money_per_day_usd": "0.5"}
+    assert person(gateway, "list") == {"people": []}
+    made = person(gateway, "set", "-", "--alias", "Ann", "--limits", json.dumps(limits), stdin="Ann@Example.ORG\n")
+    assert made["changed"] is True
+    assert made["person"] | {"first_seen": "", "pseudonym": ""} == {
+        "email": ANN, "state": "active", "alias": "Ann", "limits": limits, "not_before": None, "first_seen": "", "pseudonym": "",
+    }  # fmt: skip
+    wait_for(lambda: me(gateway, ANN)[1].get("alias") == "Ann", "the alias", 5)
+    assert me(gateway, ANN)[1] == {
+        "email": ANN, "alias": "Ann", "state": "active", "door": "browser", "program": None,
+        "limits": {"requests_per_minute": 7, "tokens_per_day": None, "money_per_day_usd": "0.5", "money_per_month_usd": None},
+    }  # fmt: skip
+    # Somebody new has a record from the first request on, through either door.
+    assert me(gateway, BOB)[0] == 200
+    named = httpx.get(f"{gateway.url}/api/me", headers={"x-api-key": HOUSE, "x-hearth-end-user": "carol@example.org"})
+    assert named.json()["email"] == "carol@example.org"
+    assert [item["email"] for item in person(gateway, "list")["people"]] == [ANN, BOB, "carol@example.org"]
+    assert person(gateway, "set", ANN)["changed"] is False
+    assert person(gateway, "set", ANN, "--alias", "", "--limits", "none")["person"]["limits"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["disable", "ann"], "the address must be one address"),
+        (["disable", "ann@example.org,bob@example.org"], "the address holds commas"),
+        (["set", ANN, "--limits", "{"], "--limits: "),
+        (["set", ANN, "--limits", '{"requests_per_hour": 1}'], "known are requests_per_minute"),
+        (["set", ANN, "--limits", '{"requests_per_minute": 0}'], "requests_per_minute: "),
+        (["set", ANN, "--alias", "x" * 65], "--alias must be"),
+        (["set", ANN, "--not-before", "tomorrow"], "--not-before must be"),
+        (["set", ANN, "--not-before", "2026-11-21T18:00:00"], "with its zone"),
+    ],
+)
+def test_wrong_arguments_change_nothing(shared: Gateway, arguments: list[str], problem: str) -> None:
+    said = person(shared, *arguments, status=2)
+    assert problem in said and "Traceback" not in said
+    assert person(shared, "list") == {"people": []}
+
+
+def test_a_store_that_cannot_be_used_is_told(own: Callable[..., Gateway]) -> None:
+    gateway = own(start=False)
+    gateway.database.mkdir()
+    assert "cannot be used" in person(gateway, "list", status=1)
+
+
+def test_forgetting_a_person(gateway: Gateway) -> None:
+    assert person(gateway, "delete-data", BOB)["changed"] is False
+    answer = Answer(gateway, auth(ANN)).begun()
+    for email in (ANN, BOB):
+        short = {"model": "sonnet", "messages": [{"role": "user", "content": "Hi"}]}
+        assert httpx.post(f"{gateway.url}/v1/chat/completions", headers=auth(email), json=short).status_code == 200
+    tokens = sum(row["output_tokens"] for row in gateway.rows())
+    done = person(gateway, "delete-data", ANN)
+    assert done["changed"] is True and done["known"] is True and not done["kept_disabled"]
+    assert answer.over is not None, "the answer was still open when the data was deleted"
+    rows = gateway.rows()
+    assert {row["person"] for row in rows} == {None, BOB}
+    assert len(rows) == 3 and sum(row["output_tokens"] for row in rows) >= tokens
+    assert [item["email"] for item in person(gateway, "list")["people"]] == [BOB]
+    left = b"".join(path.read_bytes() for path in gateway.directory.glob("hearth.db*"))
+    assert BOB.encode() in left and ANN.encode() not in left
+    assert me(gateway, ANN)[0] == 200  # a new person, if the sign-in proxy lets them in
+
+
+# --- tokens --------------------------------------------------------------------------------------
+
+
+def test_a_removed_token_ends_its_open_answer(gateway: Gateway) -> None:
+    operator, house = Answer(gateway, {"x-api-key": TOKEN}).begun(), Answer(gateway, {"x-api-key": HOUSE}).begun()
+    (gateway.tokens / "operator").unlink()
+    since = time.monotonic()
+    operator.cut_within(5, since, "invalid_api_key")
+    assert httpx.get(f"{gateway.url}/v1/models", headers={"x-api-key": TOKEN}).status_code == 401
+    assert house.is_alive()
+    (gateway.tokens / "operator").write_text(TOKEN)
+    wait_for(lambda: httpx.get(f"{gateway.url}/v1/models", headers={"x-api-key": TOKEN}).status_code == 200, "the token", 5)
+
+
+def test_the_kill_switch_cuts_everybody(gateway: Gateway) -> None:
+    answers = [Answer(gateway, auth(ANN)), Answer(gateway, auth(BOB)), Answer(gateway, {"x-api-key": TOKEN})]
+    for answer in answers:
+        answer.begun()
+    for path in gateway.tokens.iterdir():
+        path.unlink()
+    since = time.monotonic()
+    for answer in answers:
+        answer.cut_within(5, since, "invalid_api_key")
+    assert me(gateway, ANN)[0] == 401
+
+
+def test_a_rotation_costs_nobody_an_answer(gateway: Gateway) -> None:
+    answers = [Answer(gateway, auth(ANN)), Answer(gateway, {"x-api-key": TOKEN})]
+    for answer in answers:
+        answer.begun()
+    (gateway.tokens / "proxy").write_text(PROXY + "-2")
+    (gateway.tokens / "operator").write_text(TOKEN + "-2")
+    wait_for(lambda: me(gateway, ANN)[0] == 401, "the old token to be refused", 5)
+    said = [len(answer.text) for answer in answers]
+    wait_for(lambda: all(len(answer.text) > before for answer, before in zip(answers, said, strict=True)), "the answers to go on")
+
+
+# --- what vendors and readers see ----------------------------------------------------------------
+
+
+def test_vendors_see_a_pseudonym(gateway: Gateway, vendor: Mock) -> None:
+    def user(headers: dict[str, str]) -> Any:
+        before = len(vendor.records())
+        body = {"model": "sonnet", "messages": [{"role": "user", "content": "Hi"}], "user": "chosen-by-the-client"}
+        assert httpx.post(f"{gateway.url}/v1/chat/completions", headers=headers, json=body).status_code == 200
+        record = vendor.next_record(before)
+        assert ANN not in json.dumps(record)
+        return record["user"]
+
+    known = {item["email"]: item["pseudonym"] for item in [person(gateway, "set", email)["person"] for email in (ANN, BOB)]}
+    assert user(auth(ANN)) == known[ANN] == user({"x-api-key": HOUSE, "x-hearth-end-user": ANN})
+    assert user(auth(BOB)) == known[BOB] != known[ANN]
+    gateway.stop()
+    gateway.restart()
+    assert user(auth(ANN)) == known[ANN]  # the key outlives the process
+
+
+@pytest.fixture(scope="module")
+def transparency(tmp_path_factory: pytest.TempPathFactory, vendor: Mock) -> Iterator[tuple[Gateway, dict[str, Any]]]:
+    os.environ["HEARTH_IMAGE_DIGEST"] = "sha256:" + "ab" * 32
+    try:
+        gateway = Gateway(tmp_path_factory.mktemp("transparency"), vendor.url)
+    finally:
+        del os.environ["HEARTH_IMAGE_DIGEST"]
+    yield gateway, httpx.get(f"{gateway.url}/api/transparency", headers={"x-api-key": TOKEN}).json()
+    gateway.stop()
+
+
+def test_transparency_is_measured(transparency: tuple[Gateway, dict[str, Any]]) -> None:
+    gateway, report = transparency
+    off = {"configured": False, "in_effect": False}
+    assert report["flags"] == {"admin_chat_access": off, "admin_export": off, "community_sharing": off}
+    assert report["process"]["core_dumps"] is False and report["process"]["traced"] is False
+    assert report["process"]["log_handlers"] == []
+    assert set(report["process"]["files_written"]) == {path.name for path in gateway.directory.glob("hearth.db*")}
+    assert report["image_digest"] == "sha256:" + "ab" * 32
+    env = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    code = subprocess.run([sys.executable, "-m", "hearth_gateway", "code-hash"], capture_output=True, text=True, check=True, env=env)
+    assert report["code_sha256"] == code.stdout.strip()
+    sees = report["who_sees_words"]
+    assert sees["others"] == []
+    assert sees["by_model"]["sonnet"] == [
+        {"provider": "anthropic", "model": "claude-sonnet-4-5-20250929", "host": "127.0.0.1", "may_pass_on": False}
+    ]
+    assert sees["by_model"]["demo"] == [{"provider": "demo", "model": "demo", "host": None, "may_pass_on": False}]
+
+
+def test_there_is_no_way_to_anybodys_content(transparency: tuple[Gateway, dict[str, Any]]) -> None:
+    """Every address of the process is on this list, and none of them gives back what somebody else wrote."""
+    known = {"/", "/static/<name>", "/healthz", "/readyz", "/openapi.json", "/api/me", "/api/usage", "/api/transparency"}
+    known |= {"/v1/chat/completions", "/v1/messages", "/v1/models", "/v1/models/<model>", "/v1/embeddings", "/v1/images/generations"}
+    assert set(transparency[1]["routes"]) <= known
