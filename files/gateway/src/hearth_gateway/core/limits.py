@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import datetime
 import zoneinfo
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from typing import Literal
 
 from hearth_gateway.config import AllLimitsConfig, LimitsConfig
@@ -236,8 +237,12 @@ class LimitBook:
 
     def __init__(self, config: AllLimitsConfig, limits_of: Callable[[str], LimitsConfig | None] = lambda _email: None) -> None:
         self._config = config
+        self._house = LimitsConfig(money_per_month_usd=config.house.money_per_month_usd)
         self._limits_of = limits_of
         self.calendar = Calendar(config.time_zone)
+        # Decimals into integers, and a share of each: most of what a request costs here, and the same until a
+        # limit or the day changes. The key holds both, so nothing in here is ever out of date.
+        self._ceilings_of = lru_cache(maxsize=4096)(self._ceilings)
 
     @property
     def refuses_unpriced(self) -> bool:
@@ -252,12 +257,10 @@ class LimitBook:
             if caller.browser and scope.startswith("program:"):
                 continue  # the sign-in proxy is a way in and not a spender
             limits = self._limits(scope)
-            ceilings += self._ceilings(scope, limits, day, month)
+            ceilings += self._ceilings_of(scope, limits, day, month)
             if limits.requests_per_minute is not None:
                 rates.append(Rate(scope, limits.requests_per_minute))
-        cap = self._config.house.money_per_month_usd
-        if cap is not None:
-            ceilings.append(self._ceiling(HOUSE, "money_per_month_usd", month, nano(cap)))
+        ceilings += self._ceilings_of(HOUSE, self._house, day, month)
         return Bounds(charges_of(caller.name, caller.person, day, month), tuple(ceilings), tuple(rates))
 
     def _limits(self, scope: str) -> LimitsConfig:
@@ -266,13 +269,15 @@ class LimitBook:
             return self._limits_of(name) or self._config.person
         return self._config.programs.get(name, self._config.program)
 
-    def _ceilings(self, scope: str, limits: LimitsConfig, day: Period, month: Period) -> Iterator[Ceiling]:
+    def _ceilings(self, scope: str, limits: LimitsConfig, day: Period, month: Period) -> tuple[Ceiling, ...]:
+        found = []
         if limits.tokens_per_day is not None:
-            yield self._ceiling(scope, "tokens_per_day", day, limits.tokens_per_day)
+            found.append(self._ceiling(scope, "tokens_per_day", day, limits.tokens_per_day))
         if limits.money_per_day_usd is not None:
-            yield self._ceiling(scope, "money_per_day_usd", day, nano(limits.money_per_day_usd))
+            found.append(self._ceiling(scope, "money_per_day_usd", day, nano(limits.money_per_day_usd)))
         if limits.money_per_month_usd is not None:
-            yield self._ceiling(scope, "money_per_month_usd", month, nano(limits.money_per_month_usd))
+            found.append(self._ceiling(scope, "money_per_month_usd", month, nano(limits.money_per_month_usd)))
+        return tuple(found)
 
     def _ceiling(self, scope: str, limit: Limit, period: Period, amount: int) -> Ceiling:
         soft = int(amount * Decimal(str(self._config.soft_share)))
