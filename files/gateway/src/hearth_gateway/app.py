@@ -41,6 +41,7 @@ from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.anthropic import AnthropicProvider
 from hearth_gateway.providers.base import Provider
 from hearth_gateway.providers.demo import DemoProvider
+from hearth_gateway.providers.fetch import ImageFetcher
 from hearth_gateway.providers.http import HttpClient, Transport
 from hearth_gateway.providers.key import KeyFile
 from hearth_gateway.providers.openai_compatible import OpenAICompatibleProvider, Options
@@ -327,7 +328,9 @@ def _provider(
         assert key is not None, "the configuration asks for one"  # noqa: S101
         return AnthropicProvider(item.name, key.value, connection, traits)
     dialect = Dialect(item.max_tokens_field, item.litellm_extensions)
-    return OpenAICompatibleProvider(item.name, key.value if key else None, connection, Options(dialect, item.usage_includes_cache), traits)
+    options = Options(dialect, item.usage_includes_cache)
+    fetcher = ImageFetcher(clock) if item.fetch_images else None
+    return OpenAICompatibleProvider(item.name, key.value if key else None, connection, options, traits, fetcher)
 
 
 def _traits(provider: AnthropicProviderConfig | OpenAIProviderConfig, target: TargetConfig) -> ModelTraits:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from hearth_gateway.providers.base import Call
+from hearth_gateway.providers.fetch import ImageFetcher
 from hearth_gateway.providers.http import Transport
 from hearth_gateway.providers.streaming import answer, document
 from hearth_gateway.translate.endpoints import build_body, read_document
@@ -27,7 +28,10 @@ class Options:
 
 
 class OpenAICompatibleProvider:
-    """One account at one server. ``api_key`` gives the key of the moment, for a header; None for a server without."""
+    """One account at one server. ``api_key`` gives the key of the moment, for a header; None for a server without.
+
+    With a ``fetcher``, images given by address are fetched here, for models that take bytes only.
+    """
 
     is_demo = False
 
@@ -38,11 +42,13 @@ class OpenAICompatibleProvider:
         transport: Transport,
         options: Options = Options(),
         traits: Callable[[str], ModelTraits] = lambda _model: OPENAI,
+        fetcher: ImageFetcher | None = None,
     ) -> None:
         self._name = name
         self._transport = transport
         self._options = options
         self._traits = traits
+        self._fetcher = fetcher
         self._headers = {"content-type": "application/json", "user-agent": "hearth-gateway"}
         self._api_key = api_key
 
@@ -52,13 +58,16 @@ class OpenAICompatibleProvider:
 
     def close(self) -> None:
         self._transport.close()
+        if self._fetcher is not None:
+            self._fetcher.close()
 
     def stream(self, call: Call) -> Iterator[Event]:
         if isinstance(call.request, EndpointRequest):
             yield from self._endpoint(call, call.request)
             return
+        request = call.request if self._fetcher is None else (yield from self._fetcher.inline(call.request, call))
         built = build_chat_request(
-            call.request,
+            request,
             call.model,
             call.max_output_tokens,
             traits=self._traits(call.model),
