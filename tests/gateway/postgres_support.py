@@ -6,6 +6,7 @@ import itertools
 import os
 import pwd
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -48,13 +49,12 @@ class Server:
         if account:
             os.chown(self.directory, account.pw_uid, account.pw_gid)
             os.chown(password_file, account.pw_uid, account.pw_gid)
-        data = self.directory / "data"
         how = ("-U", USER, "-A", "scram-sha-256", f"--pwfile={password_file}", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
-        self._run("initdb", "-D", str(data), *how)
+        self._run("initdb", "-D", str(self.directory / "data"), *how)
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
-        self.process = self._start(data)
         self._names = itertools.count(1)
+        self.start()
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(
@@ -62,7 +62,8 @@ class Server:
         )
         assert done.returncode == 0, f"{program}: {done.stderr}"
 
-    def _start(self, data: Path) -> subprocess.Popen[bytes]:
+    def start(self) -> None:
+        """Also again, after ``crash``."""
         # No fsync: these tests kill gateways, not the power.
         options = {
             "listen_addresses": "127.0.0.1",
@@ -74,17 +75,17 @@ class Server:
         }
         settings = [word for name, value in options.items() for word in ("-c", f"{name}={value}")]
         log = (self.directory / "log").open("wb")
-        command = [str(self._bin / "postgres"), "-D", str(data), *settings]
-        process = subprocess.Popen(command, stderr=log, stdout=log, cwd=self.directory, **self._as)
+        command = [str(self._bin / "postgres"), "-D", str(self.directory / "data"), *settings]
+        self.process = subprocess.Popen(command, stderr=log, stdout=log, cwd=self.directory, **self._as)
         deadline = time.monotonic() + 30
         while True:
             try:
                 self._connect("postgres").close()
             except psycopg.OperationalError:
-                assert process.poll() is None and time.monotonic() < deadline, (self.directory / "log").read_text()
+                assert self.process.poll() is None and time.monotonic() < deadline, (self.directory / "log").read_text()
                 time.sleep(0.05)
             else:
-                return process
+                return
 
     def _connect(self, database: str) -> psycopg.Connection[Any]:
         return psycopg.connect(host="127.0.0.1", port=self.port, user=USER, password=PASSWORD, dbname=database, autocommit=True)
@@ -94,6 +95,11 @@ class Server:
         with self._connect("postgres") as connection:
             connection.execute(f"CREATE DATABASE {name}")  # our own name, no input
         return Database(self, name)
+
+    def crash(self) -> None:
+        """Every connection breaks at once, and nobody listens any more."""
+        self.process.send_signal(signal.SIGQUIT)
+        self.process.wait(30)
 
     def stop(self) -> None:
         self.process.terminate()

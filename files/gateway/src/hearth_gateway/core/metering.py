@@ -18,7 +18,6 @@ from hearth_gateway.core.prices import PriceBook
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate.events import Usage
 
-
 # The outcome of an answer that nobody waited for. All others are OK or the value of an error kind.
 CANCELLED = "cancelled"
 OK = "ok"
