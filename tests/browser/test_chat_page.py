@@ -6,6 +6,8 @@ violation of the content security policy, and on a request to another host.
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import subprocess
@@ -264,6 +266,56 @@ def test_without_a_token_the_page_asks_for_one(tab: Tab, demo: str) -> None:
     expect(dialog).to_be_hidden()
     ask(page, "Hello")
     wait_until_answered(page)
+
+
+@pytest.fixture(scope="module")
+def behind_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a gateway that knows a sign-in proxy's token."""
+    directory = tmp_path_factory.mktemp("proxy")
+    (directory / "tokens").mkdir()
+    (directory / "tokens" / "proxy").write_text(PROXY)
+    (directory / "gateway.yaml").write_text(f"""
+        server: {{bind: "127.0.0.1:0", metrics_bind: "127.0.0.1:0"}}
+        database_url: sqlite:///{directory}/hearth.db
+        tokens: {{dir: {directory}/tokens, proxy: [proxy]}}
+        providers: [{{name: demo, kind: demo}}]
+        models: {{demo: [{{provider: demo, model: demo}}]}}
+    """)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hearth_gateway", "serve", "--config", str(directory / "gateway.yaml")],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "files" / "gateway" / "src")},
+    )
+    assert process.stderr is not None
+    started = json.loads(process.stderr.readline())
+    yield f"http://{started['bind']}"
+    process.terminate()
+    assert process.wait(20) == 0
+
+
+PROXY = "proxy-token-0123456789abcdef"
+
+
+def test_behind_the_sign_in_proxy_no_token_is_needed(browser: Browser, behind_proxy: str) -> None:
+    """The browser's own requests, with the credential that the proxy adds to each of them."""
+    credential = "Basic " + base64.b64encode(f"ann@example.org:{PROXY}".encode()).decode()
+    tab = Tab(browser, extra_http_headers={"Authorization": credential})
+    page = tab.page
+    page.goto(behind_proxy)
+    expect(page.locator("#model")).to_be_enabled()
+    ask(page, "Hello")
+    wait_until_answered(page)
+    page.click("#privacy-open")
+    expect(page.locator("#who")).to_have_text("You are signed in as ann@example.org.")
+    page.keyboard.press("Escape")
+    # The sign-in ends: the page offers to sign in again, and keeps what was written.
+    tab.context.set_extra_http_headers({})
+    ask(page, "Still there?")
+    expect(page.get_by_role("button", name="Sign in again")).to_be_visible()
+    expect(page.locator("#ask-token")).to_be_hidden()
+    assert PROXY not in page.content()
+    tab.context.close()
 
 
 def stream_body(*pieces: str, end: str = "data: [DONE]\n\n") -> str:

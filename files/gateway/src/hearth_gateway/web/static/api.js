@@ -18,6 +18,17 @@ export class ApiError extends Error {
   }
 }
 
+/**
+ * Who the gateway takes this browser for. Throws `ApiError` of kind "token" when it knows nobody.
+ *
+ * @param {string} token "" when the person has none: behind the sign-in proxy none is needed
+ * @returns {Promise<{email: string, signedIn: boolean}>} `signedIn`: the proxy vouches for the person
+ */
+export async function whoAmI(token) {
+  const me = await (await request("api/me", token, {})).json();
+  return { email: String(me.email ?? ""), signedIn: me.door === "browser" };
+}
+
 const UNREACHABLE = "The server cannot be reached. Are you connected?";
 const BROKEN = "The connection broke before the answer was complete.";
 
@@ -94,7 +105,8 @@ async function read(reader, signal) {
  */
 async function request(address, token, options) {
   /** @type {Record<string, string>} */
-  const headers = { ...(/** @type {any} */ (options.headers)) };
+  // Without JSON in it, the sign-in proxy would answer with a redirect to another site.
+  const headers = { Accept: "application/json, text/event-stream", ...(/** @type {any} */ (options.headers)) };
   if (token) headers["Authorization"] = `Bearer ${token}`;
   let response;
   try {
@@ -114,6 +126,8 @@ async function problem(response) {
   try {
     message = String((await response.json()).error.message);
   } catch {
+    // A page of the sign-in proxy: this person is no longer on its list.
+    if (response.status === 403) return new ApiError("You are not signed in here any more.", "token");
     message = `The server answered with an error (${response.status}).`; // a proxy's page, not our JSON
   }
   const seconds = Number(response.headers.get("Retry-After"));

@@ -1,7 +1,7 @@
 // @ts-check
 // The chat page. Everything that was said lives in `messages` below and nowhere else.
 
-import { ApiError, ask, listModels } from "./api.js";
+import { ApiError, ask, listModels, whoAmI } from "./api.js";
 import { GrowingText, copyButton, make } from "./markdown.js";
 import { Painter } from "./paint.js";
 import { currentToken, keepToken, takeToken } from "./token.js";
@@ -178,8 +178,9 @@ function finish(article, text, failure, stopped) {
     /** @type {[string, () => void][]} */
     const offers = [["Try again", () => retry(article)]];
     if (!text) offers.push(["Edit the question", () => takeBack(article)]);
-    addProblem(article, error.message, offers);
-    if (error.kind === "token") askForToken(error.message, () => retry(article));
+    if (error.kind === "token" && signedIn) offers.push(signInAgain());
+    addProblem(article, error.kind === "token" && signedIn ? SIGNED_OUT : error.message, offers);
+    if (error.kind === "token" && !signedIn) askForToken(error.message, () => retry(article));
     return;
   }
   if (text) messages.push({ role: "assistant", content: text });
@@ -249,12 +250,25 @@ function newChat() {
 
 // --- models and token --------------------------------------------------------------------------
 
+/** Whether the sign-in proxy vouches for the person. Then there is no token to ask for. */
+let signedIn = false;
+const SIGNED_OUT = "You are not signed in any more.";
+
+/** @returns {[string, () => void]} */
+function signInAgain() {
+  // The proxy answers the page itself with its sign-in.
+  return ["Sign in again", () => location.reload()];
+}
+
 async function loadModels() {
   const chosen = modelPicker.value;
   try {
+    const me = await whoAmI(currentToken());
+    signedIn = me.signedIn;
+    if (me.email) element("who", HTMLParagraphElement).textContent = `You are signed in as ${me.email}.`;
     models = await listModels(currentToken());
   } catch (error) {
-    if (error instanceof ApiError && error.kind === "token") {
+    if (error instanceof ApiError && error.kind === "token" && !signedIn) {
       askForToken(currentToken() ? error.message : "", () => void loadModels());
       return;
     }
