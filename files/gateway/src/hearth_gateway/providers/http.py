@@ -150,7 +150,7 @@ class HttpClient:
     def __init__(self, base_url: str, ca_file: str | None, clock: Clock) -> None:
         self._origin = _Origin.parse(base_url)
         self._tls = tls_context(ca_file) if self._origin.scheme == "https" else None
-        self._clock = clock
+        self.clock = clock
         self._pool: deque[_Connection] = deque()
         self._lock = threading.Lock()
 
@@ -169,7 +169,7 @@ class HttpClient:
 
     def take(self, connect_s: float) -> _Connection:
         """An idle connection that still looks alive, or a new one."""
-        now = self._clock.monotonic()
+        now = self.clock.monotonic()
         while True:
             with self._lock:
                 connection = self._pool.pop() if self._pool else None
@@ -181,7 +181,7 @@ class HttpClient:
             connection.close()
 
     def give_back(self, connection: _Connection) -> None:
-        connection.idle_since = self._clock.monotonic()
+        connection.idle_since = self.clock.monotonic()
         with self._lock:
             if len(self._pool) < _MAX_POOLED:
                 self._pool.append(connection)
@@ -189,11 +189,11 @@ class HttpClient:
         connection.close()
 
     def connect(self, connect_s: float) -> _Connection:
-        deadline = self._clock.monotonic() + connect_s
+        deadline = self.clock.monotonic() + connect_s
         addresses = self._resolve(connect_s)
         problem = "the connection was refused"
         for position, (family, kind, protocol, _, address) in enumerate(addresses):
-            left = deadline - self._clock.monotonic()
+            left = deadline - self.clock.monotonic()
             if left <= 0:
                 break
             sock = socket.socket(family, kind, protocol)
@@ -203,7 +203,7 @@ class HttpClient:
                 sock.connect(address)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
-                    sock.settimeout(max(deadline - self._clock.monotonic(), 0.001))
+                    sock.settimeout(max(deadline - self.clock.monotonic(), 0.001))
                     return _Connection(self._tls.wrap_socket(sock, server_hostname=self._origin.host))
                 return _Connection(sock)
             except ssl.SSLCertVerificationError:
@@ -281,6 +281,8 @@ class _Pending:
 
     def wait(self, wait_s: float) -> Response | None:
         connection = self._connection
+        # Of the whole wait, not of each byte: a head that drips in would hold the caller for ever.
+        until = self._client.clock.monotonic() + wait_s
         while True:
             head, mark, _ = bytes(connection.buffer).partition(b"\r\n\r\n")
             if mark:
@@ -291,8 +293,9 @@ class _Pending:
                 return _Body(self._client, connection, status, headers)
             if len(head) > _MAX_HEAD_BYTES:
                 raise _protocol()
+            left_s = until - self._client.clock.monotonic()
             try:
-                received = connection.receive(wait_s)
+                received = connection.receive(left_s) if left_s > 0 or not connection.buffer else None
             except OSError:
                 received = False
             if received is None:
@@ -353,6 +356,7 @@ class _Body:
         self._unzip = zlib.decompressobj(47) if encoding in ("gzip", "deflate") else None
 
     def read(self, wait_s: float) -> bytes | None:
+        until = 0.0
         while True:
             data = self._take()
             if data and self._unzip is not None:
@@ -364,8 +368,11 @@ class _Body:
                 return data
             if self._done:
                 return b""
+            # Of the whole wait: framing and compressed bytes can drip in without a byte of the body.
+            now = self._client.clock.monotonic()
+            until = until or now + wait_s
             try:
-                received = self._connection.receive(wait_s)
+                received = self._connection.receive(until - now) if now <= until else None
             except OSError:
                 received = False
             if received is None:

@@ -82,7 +82,10 @@ def _read_stream(response: Response, reader: Reader, call: Call) -> Iterator[Eve
         if chunk is None:
             yield IDLE
             continue
-        for _, data in parser.feed(chunk) if chunk else parser.end():
+        found = parser.feed(chunk) if chunk else parser.end()
+        if chunk and not found:
+            yield IDLE  # bytes that are no event yet keep no answer alive: an event may drip in for ever
+        for _, data in found:
             for event in reader.read(data):
                 if isinstance(event, End):
                     _finish_body(response)
@@ -114,3 +117,4 @@ def read_up_to(response: Response, limit: int, call: Call) -> Generator[Event, N
         body += chunk
         if not chunk or len(body) > limit:
             return bytes(body[:limit])
+        yield IDLE  # or a body that drips in would never meet a time limit
