@@ -1,16 +1,18 @@
-"""The real OpenAI SDK against the gateway, and the real Anthropic SDK against the mock vendor."""
+"""The real OpenAI SDK against the gateway, in front of a vendor of either kind; and the real Anthropic SDK
+against the mock vendor, to see that the mock is like the vendor."""
 
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import anthropic
 import openai
 import pytest
 from anthropic.types.message_create_params import MessageCreateParamsStreaming
-from gateway_support import API_KEY, Gateway, Mock, wait_for
-from pydantic import TypeAdapter
+from gateway_support import API_KEY, TOKEN, Gateway, Mock, wait_for
+from pydantic import BaseModel, TypeAdapter
 
 from hearth_gateway.translate.anthropic_request import build_messages_request
 from hearth_gateway.translate.openai_request import parse_chat_request
@@ -26,19 +28,27 @@ WEATHER: Any = {
     },
 }
 
+# The same scenarios at both vendors: x-… is Anthropic's own API, y-… an OpenAI-compatible server.
+BOTH = pytest.mark.parametrize("kind", ["x", "y"], ids=["anthropic", "openai"])
+# A 429 opens the breaker, in the test gateways for 10 ms: what comes sooner is answered without the vendor.
+BREAKER_S = 0.03
 
-def test_chat(shared: Gateway) -> None:
-    answer = shared.client().chat.completions.create(model="sonnet", messages=HELLO)
+
+@BOTH
+def test_chat(shared: Gateway, kind: str) -> None:
+    answer = shared.client().chat.completions.create(model=f"{kind}-normal", messages=HELLO)
     assert answer.choices[0].message.content == ECHO
     assert answer.choices[0].finish_reason == "stop"
-    assert answer.model == "sonnet"
+    assert answer.model == f"{kind}-normal"
     assert answer.usage is not None
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (3, 5, 8)
 
 
-def test_stream(shared: Gateway) -> None:
-    stream = shared.client().chat.completions.create(model="sonnet", messages=HELLO, stream=True, stream_options={"include_usage": True})
-    chunks = list(stream)
+@BOTH
+def test_stream(shared: Gateway, kind: str) -> None:
+    chunks = list(
+        shared.client().chat.completions.create(model=f"{kind}-normal", messages=HELLO, stream=True, stream_options={"include_usage": True})
+    )
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == ECHO
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == "stop"
@@ -47,18 +57,76 @@ def test_stream(shared: Gateway) -> None:
     assert len({chunk.id for chunk in chunks}) == 1
 
 
+@BOTH
 @pytest.mark.parametrize("scenario", ["odd-sse", "gzip", "json", "pings", "thinking"])
-def test_streams_in_odd_clothes(shared: Gateway, scenario: str) -> None:
+def test_streams_in_odd_clothes(shared: Gateway, kind: str, scenario: str) -> None:
     messages: Any = [{"role": "user", "content": "Grüße an alle 🔥"}]
-    stream = shared.client().chat.completions.create(model=f"x-{scenario}", messages=messages, stream=True)
+    stream = shared.client().chat.completions.create(model=f"{kind}-{scenario}", messages=messages, stream=True)
     text = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
     assert text == "You said: Grüße an alle 🔥"
 
 
 def test_models(shared: Gateway) -> None:
     models = {model.id: model for model in shared.client().models.list()}
-    assert set(models) == set(shared.config["models"])
+    assert set(models) == {name for section in ("models", "embedding_models", "image_models") for name in shared.config[section]}
     assert models["sonnet"].owned_by == "anthropic"
+    assert shared.client().models.retrieve("sonnet") == models["sonnet"]
+    with pytest.raises(openai.NotFoundError):
+        shared.client().models.retrieve("no-such-model")
+
+
+def test_what_is_told_about_a_model(own: Any, second_vendor: Mock) -> None:
+    price = {
+        "provider": "litellm",
+        "model": "mock+normal",
+        "input_usd": "0.10",
+        "output_usd": "2",
+        "source": "a test",
+        "date": "2026-11-21",
+    }
+    gateway = own(second_url=second_vendor.url, prices=[price], system_prompts={"sonnet": "Be kind."})
+    models: Any = {model.id: model for model in gateway.client().models.list()}
+    sonnet = models["sonnet"].hearth
+    assert (sonnet["kind"], sonnet["demo"], sonnet["max_output_tokens"]) == ("chat", False, 64_000)
+    assert sonnet["system_prompt"] == "Be kind."
+    assert [offer["provider"] for offer in models["f-500"].hearth["providers"]] == ["anthropic", "litellm"]
+    served = models["y-normal"].hearth
+    assert served["unpriced"] is False
+    assert {name: served["price"][name] for name in ("input_usd", "output_usd", "cache_read_usd", "source", "date")} == {
+        "input_usd": "0.1", "output_usd": "2", "cache_read_usd": "0.01", "source": "a test", "date": "2026-11-21",
+    }  # fmt: skip
+    # Nobody said what the mock costs: that is not the same as nothing.
+    assert models["x-normal"].hearth["price"] is None and models["x-normal"].hearth["unpriced"] is True
+    assert (models["embed"].hearth["kind"], models["draw"].hearth["kind"]) == ("embedding", "image")
+    assert models["demo"].hearth["demo"] is True
+
+
+def test_the_system_prompt_of_a_model_comes_first_in_both_formats(own: Any, vendor: Mock) -> None:
+    gateway = own(system_prompts={"sonnet": "Be kind and brief."})
+    client = gateway.client()
+    asked: Any = [{"role": "system", "content": "Speak German."}, *HELLO]
+    # Four words of the house, two of the caller, three of the question: the mock counts what reached it.
+    answer = client.chat.completions.create(model="sonnet", messages=asked)
+    assert answer.usage is not None and answer.usage.prompt_tokens == 9
+    plain = client.chat.completions.create(model="x-normal", messages=asked)
+    assert plain.usage is not None and plain.usage.prompt_tokens == 5
+    native = anthropic.Anthropic(base_url=gateway.url, api_key=TOKEN, max_retries=0)
+    message = native.messages.create(model="sonnet", max_tokens=50, system="Speak German.", messages=HELLO)
+    assert message.usage.input_tokens == 9
+
+
+class Echo(BaseModel):
+    said: str
+
+
+@BOTH
+def test_structured_output(shared: Gateway, kind: str) -> None:
+    client = shared.client()
+    parsed = client.chat.completions.parse(model=f"{kind}-normal", messages=HELLO, response_format=Echo)
+    assert parsed.choices[0].message.parsed == Echo(said="Hello, dear friends")
+    with client.chat.completions.stream(model=f"{kind}-normal", messages=HELLO, response_format=Echo) as stream:
+        final = stream.get_final_completion()
+    assert final.choices[0].message.parsed == Echo(said="Hello, dear friends")
 
 
 def test_headers_say_who_served(shared: Gateway) -> None:
@@ -73,10 +141,14 @@ def test_headers_say_who_served(shared: Gateway) -> None:
     assert headers["x-hearth-adjusted"] == "temperature"
 
 
-def test_tools_there_and_back(shared: Gateway, vendor: Mock) -> None:
+@BOTH
+def test_tools_there_and_back(shared: Gateway, vendor: Mock, second_vendor: Mock, kind: str) -> None:
+    mock = vendor if kind == "x" else second_vendor
     client = shared.client()
     for stream in (False, True):
-        first: Any = client.chat.completions.create(model="x-tool", messages=HELLO, tools=[WEATHER], tool_choice="required", stream=stream)
+        first: Any = client.chat.completions.create(
+            model=f"{kind}-tool", messages=HELLO, tools=[WEATHER], tool_choice="required", stream=stream
+        )
         if stream:
             name = arguments = call_id = ""
             for chunk in first:
@@ -95,19 +167,23 @@ def test_tools_there_and_back(shared: Gateway, vendor: Mock) -> None:
             "tool_calls": [{"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}],
         }
         result: Any = {"role": "tool", "tool_call_id": call_id, "content": "Sunny"}
-        before = len(vendor.records())
-        client.chat.completions.create(model="sonnet", messages=[*HELLO, call_message, result], tools=[WEATHER])
-        record = vendor.next_record(before)
-        assert record["roles"] == ["user", "assistant", "user"]
-        assert record["blocks"] == [["text"], ["tool_use"], ["tool_result"]]
+        before = len(mock.records())
+        client.chat.completions.create(model=f"{kind}-normal", messages=[*HELLO, call_message, result], tools=[WEATHER])
+        record = mock.next_record(before)
+        assert record["roles"] == ["user", "assistant", "user" if kind == "x" else "tool"]
+        if kind == "x":
+            assert record["blocks"] == [["text"], ["tool_use"], ["tool_result"]]
 
 
-def test_a_tool_without_arguments_gets_an_empty_object(shared: Gateway) -> None:
-    answer: Any = shared.client().chat.completions.create(model="x-tool-empty", messages=HELLO, tools=[WEATHER])
+@BOTH
+def test_a_tool_without_arguments_gets_an_empty_object(shared: Gateway, kind: str) -> None:
+    answer: Any = shared.client().chat.completions.create(model=f"{kind}-tool-empty", messages=HELLO, tools=[WEATHER])
     assert answer.choices[0].message.tool_calls[0].function.arguments == "{}"
 
 
-def test_images_and_documents(shared: Gateway, vendor: Mock) -> None:
+@BOTH
+def test_images_and_documents(shared: Gateway, vendor: Mock, second_vendor: Mock, kind: str) -> None:
+    mock = vendor if kind == "x" else second_vendor
     png = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
     pdf = "JVBERi0xLjcKJWhlbGxvCg=="
     content: Any = [
@@ -115,10 +191,10 @@ def test_images_and_documents(shared: Gateway, vendor: Mock) -> None:
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}},
         {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{pdf}"}},
     ]
-    before = len(vendor.records())
-    answer = shared.client().chat.completions.create(model="sonnet", messages=[{"role": "user", "content": content}])
+    before = len(mock.records())
+    answer = shared.client().chat.completions.create(model=f"{kind}-normal", messages=[{"role": "user", "content": content}])
     assert answer.choices[0].message.content == "You said: What is this?"
-    assert vendor.next_record(before)["blocks"] == [["text", "image", "document"]]
+    assert mock.next_record(before)["blocks"] == [["text", "image", "document"] if kind == "x" else ["text", "image_url", "file"]]
 
 
 def test_cached_tokens_and_stop_reasons(shared: Gateway) -> None:
@@ -155,37 +231,43 @@ def test_parameters_reach_the_vendor(shared: Gateway, vendor: Mock) -> None:
     ("model", "exception", "status", "code"),
     [
         ("no-such-model", openai.NotFoundError, 404, "model_not_found"),
-        ("x-401", openai.InternalServerError, 502, "upstream_auth"),
-        ("x-403", openai.InternalServerError, 502, "upstream_auth"),
-        ("x-404", openai.InternalServerError, 502, "model_unavailable"),
-        ("x-413", openai.APIStatusError, 413, "request_too_large"),
-        ("x-429", openai.RateLimitError, 429, "rate_limit_exceeded"),
-        ("x-500", openai.InternalServerError, 502, "upstream_error"),
-        ("x-503", openai.InternalServerError, 502, "upstream_error"),
-        ("x-529", openai.InternalServerError, 503, "upstream_overloaded"),
-        ("x-error-before", openai.InternalServerError, 502, "upstream_error"),
-        ("x-overloaded", openai.InternalServerError, 503, "upstream_overloaded"),
-        ("x-quote", openai.BadRequestError, 400, "invalid_request"),
+        ("401", openai.InternalServerError, 502, "upstream_auth"),
+        ("403", openai.InternalServerError, 502, "upstream_auth"),
+        ("404", openai.InternalServerError, 502, "model_unavailable"),
+        ("413", openai.APIStatusError, 413, "request_too_large"),
+        ("429", openai.RateLimitError, 429, "rate_limit_exceeded"),
+        ("500", openai.InternalServerError, 502, "upstream_error"),
+        ("503", openai.InternalServerError, 502, "upstream_error"),
+        ("529", openai.InternalServerError, 503, "upstream_overloaded"),
+        ("error-before", openai.InternalServerError, 502, "upstream_error"),
+        ("overloaded", openai.InternalServerError, 503, "upstream_overloaded"),
+        ("quote", openai.BadRequestError, 400, "invalid_request"),
     ],
 )
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])
+@BOTH
 def test_errors_raise_the_right_class(
-    shared: Gateway, model: str, exception: type[openai.APIStatusError], status: int, code: str, stream: bool
+    shared: Gateway, kind: str, model: str, exception: type[openai.APIStatusError], status: int, code: str, stream: bool
 ) -> None:
+    time.sleep(BREAKER_S)
     with pytest.raises(exception) as caught:
-        shared.client().chat.completions.create(model=model, messages=HELLO, stream=stream)
+        shared.client().chat.completions.create(model=f"{kind}-{model}", messages=HELLO, stream=stream)
     assert caught.value.status_code == status
     assert caught.value.code == code
     assert isinstance(caught.value.body, dict) and caught.value.body["message"]
 
 
-def test_retry_after_is_passed_on(shared: Gateway) -> None:
+@BOTH
+def test_retry_after_is_passed_on(shared: Gateway, kind: str) -> None:
+    time.sleep(BREAKER_S)
     with pytest.raises(openai.RateLimitError) as caught:
-        shared.client().chat.completions.create(model="x-429", messages=HELLO)
+        shared.client().chat.completions.create(model=f"{kind}-429", messages=HELLO)
     assert caught.value.response.headers["retry-after"] == "7"
+    time.sleep(BREAKER_S)
     with pytest.raises(openai.RateLimitError) as caught:
-        shared.client().chat.completions.create(model="x-429-bare", messages=HELLO)
-    assert "retry-after" not in caught.value.response.headers
+        shared.client().chat.completions.create(model=f"{kind}-429-bare", messages=HELLO)
+    # The vendor said nothing. What may be there is the breaker's own pause, 10 ms, in whole seconds.
+    assert caught.value.response.headers.get("retry-after") in (None, "1")
 
 
 def test_wrong_requests_and_tokens(shared: Gateway) -> None:
@@ -214,8 +296,9 @@ def test_wrong_requests_and_tokens(shared: Gateway) -> None:
         ("garbage-after", "not an answer"),
     ],
 )
-def test_a_broken_stream_raises_and_never_ends_well(shared: Gateway, scenario: str, words: str) -> None:
-    stream = shared.client().chat.completions.create(model=f"x-{scenario}", messages=HELLO, stream=True)
+@BOTH
+def test_a_broken_stream_raises_and_never_ends_well(shared: Gateway, kind: str, scenario: str, words: str) -> None:
+    stream = shared.client().chat.completions.create(model=f"{kind}-{scenario}", messages=HELLO, stream=True)
     text = ""
     with pytest.raises(openai.APIError, match=words):
         for chunk in stream:
