@@ -151,7 +151,7 @@ def test_check_mode_tells_of_a_changed_configuration_and_touches_nothing(trial: 
 def test_a_configuration_that_cannot_work_is_refused_and_the_process_runs_on(trial: Trial) -> None:
     before = trial.pid
     said = sentence(trial.play(gateway_models={"sonnet": [{"provider": "bedrock", "model": "x"}]}))
-    assert "gateway_models names the provider bedrock, configured is only anthropic" in said
+    assert "gateway_models.sonnet[0].provider: no provider is called 'bedrock'" in said
     assert trial.pid == before
 
 
