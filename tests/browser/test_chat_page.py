@@ -268,18 +268,27 @@ def test_without_a_token_the_page_asks_for_one(tab: Tab, demo: str) -> None:
     wait_until_answered(page)
 
 
+PROXY = "proxy-token-0123456789abcdef"
+TOKEN = "program-token-0123456789abcdef"
+INSTRUCTIONS = "Be kind.\nNever promise what you cannot know: " + "say so, and say where one could look. " * 20
+
+
 @pytest.fixture(scope="module")
-def behind_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The address of a gateway that knows a sign-in proxy's token."""
-    directory = tmp_path_factory.mktemp("proxy")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a gateway that knows a sign-in proxy's token, and gives one of its models instructions."""
+    directory = tmp_path_factory.mktemp("configured")
     (directory / "tokens").mkdir()
     (directory / "tokens" / "proxy").write_text(PROXY)
+    (directory / "tokens" / "program").write_text(TOKEN)
     (directory / "gateway.yaml").write_text(f"""
         server: {{bind: "127.0.0.1:0", metrics_bind: "127.0.0.1:0"}}
         database_url: sqlite:///{directory}/hearth.db
         tokens: {{dir: {directory}/tokens, proxy: [proxy]}}
         providers: [{{name: demo, kind: demo}}]
-        models: {{demo: [{{provider: demo, model: demo}}]}}
+        models:
+          plain: [{{provider: demo, model: demo}}]
+          kind: [{{provider: demo, model: demo}}]
+        system_prompts: {{kind: {json.dumps(INSTRUCTIONS)}}}
     """)
     process = subprocess.Popen(
         [sys.executable, "-m", "hearth_gateway", "serve", "--config", str(directory / "gateway.yaml")],
@@ -294,15 +303,12 @@ def behind_proxy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     assert process.wait(20) == 0
 
 
-PROXY = "proxy-token-0123456789abcdef"
-
-
-def test_behind_the_sign_in_proxy_no_token_is_needed(browser: Browser, behind_proxy: str) -> None:
+def test_behind_the_sign_in_proxy_no_token_is_needed(browser: Browser, configured: str) -> None:
     """The browser's own requests, with the credential that the proxy adds to each of them."""
     credential = "Basic " + base64.b64encode(f"ann@example.org:{PROXY}".encode()).decode()
     tab = Tab(browser, extra_http_headers={"Authorization": credential})
     page = tab.page
-    page.goto(behind_proxy)
+    page.goto(configured)
     expect(page.locator("#model")).to_be_enabled()
     ask(page, "Hello")
     wait_until_answered(page)
@@ -316,6 +322,31 @@ def test_behind_the_sign_in_proxy_no_token_is_needed(browser: Browser, behind_pr
     expect(page.locator("#ask-token")).to_be_hidden()
     assert PROXY not in page.content()
     tab.context.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (360, 740)], ids=["1280", "360"])
+def test_the_instructions_of_a_model_are_shown(browser: Browser, configured: str, size: tuple[int, int], scheme: str) -> None:
+    width, height = size
+    tab = Tab(browser, viewport={"width": width, "height": height}, color_scheme=scheme)
+    page = tab.page
+    open_page(page, f"{configured}#token={TOKEN}")
+    notice, text = page.locator("#instructions"), page.locator("#instructions-text")
+    expect(notice).to_be_hidden()  # the model that is picked first has none
+    page.select_option("#model", "kind")
+    expect(notice).to_be_visible()
+    expect(text).to_be_hidden()
+    page.locator("#instructions summary").press("Enter")
+    expect(text).to_have_text(INSTRUCTIONS, use_inner_text=True)
+    shot(page, f"{width}-{scheme}-instructions")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
+    # The conversation and the field to write in keep their place, however long the text is.
+    assert page.evaluate("document.getElementById('scroller').clientHeight") > height / 4
+    expect(page.locator("#draft")).to_be_in_viewport()
+    page.select_option("#model", "plain")
+    expect(notice).to_be_hidden()
+    assert tab.problems == []
+    tab.close()
 
 
 def stream_body(*pieces: str, end: str = "data: [DONE]\n\n") -> str:

@@ -4,7 +4,7 @@
 import { EventReader } from "./events.js";
 
 /** @typedef {{role: "user" | "assistant", content: string}} Message */
-/** @typedef {{id: string, provider: string, demo: boolean}} Model */
+/** @typedef {{id: string, provider: string, demo: boolean, instructions: string}} Model */
 
 /** A failure in words for the person. `kind` decides what the page offers. */
 export class ApiError extends Error {
@@ -33,16 +33,20 @@ const UNREACHABLE = "The server cannot be reached. Are you connected?";
 const BROKEN = "The connection broke before the answer was complete.";
 
 /**
+ * The models one can chat with. `instructions` is what the operator tells a model first, "" for nothing.
+ *
  * @param {string} token "" when the person has none
  * @returns {Promise<Model[]>}
  */
 export async function listModels(token) {
   const response = await request("v1/models", token, {});
   const body = await response.json();
-  return body.data.map((/** @type {any} */ item) => ({
+  const chats = body.data.filter((/** @type {any} */ item) => item.hearth?.kind === "chat");
+  return chats.map((/** @type {any} */ item) => ({
     id: String(item.id),
     provider: String(item.owned_by),
-    demo: item.hearth?.demo === true,
+    demo: item.hearth.demo === true,
+    instructions: String(item.hearth.system_prompt ?? ""),
   }));
 }
 

@@ -26,6 +26,7 @@ const demoBanner = element("demo-banner", HTMLParagraphElement);
 const draft = element("draft", HTMLTextAreaElement);
 const follow = element("follow", HTMLButtonElement);
 const form = element("form", HTMLFormElement);
+const instructions = element("instructions", HTMLDetailsElement);
 const log = element("log", HTMLDivElement);
 const modelPicker = element("model", HTMLSelectElement);
 const privacy = element("privacy", HTMLDialogElement);
@@ -286,12 +287,16 @@ async function loadModels() {
   }
   modelPicker.replaceChildren(...models.map((model) => new Option(model.id, model.id, false, model.id === chosen)));
   modelPicker.disabled = models.length === 0;
-  showDemoBanner();
+  showModelNotices();
   updateControls();
 }
 
-function showDemoBanner() {
-  demoBanner.hidden = !models.find((model) => model.id === modelPicker.value)?.demo;
+function showModelNotices() {
+  const picked = models.find((model) => model.id === modelPicker.value);
+  demoBanner.hidden = !picked?.demo;
+  instructions.hidden = !picked?.instructions;
+  instructions.open = false;
+  element("instructions-text", HTMLQuoteElement).textContent = picked?.instructions ?? "";
 }
 
 /** @type {() => void} */
@@ -358,7 +363,7 @@ document.getElementById("theme")?.addEventListener("click", () => {
   }
 });
 document.getElementById("privacy-open")?.addEventListener("click", () => privacy.showModal());
-modelPicker.addEventListener("change", showDemoBanner);
+modelPicker.addEventListener("change", showModelNotices);
 tokenDialog.addEventListener("close", () => {
   if (tokenInput.value.trim()) {
     keepToken(tokenInput.value);
