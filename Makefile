@@ -52,7 +52,7 @@ bed: setup ## Build the test bed: Kubernetes, hosts, registry (about 10 minutes 
 	@tests/testbed/bed build all
 
 test-cluster: setup bed ## site.yml on bare systemd hosts with a real Kubernetes (needs root)
-	@$(RUN) standin cluster faults
+	@$(RUN) standin cluster faults gateway-cluster
 
 test-vm: setup ## Modules, sysctl, iSCSI and a real reboot in a QEMU machine
 	@$(RUN) vm

@@ -55,6 +55,7 @@ LAYERS: dict[str, Layer] = {
     ),
     "cluster": Layer(900, command=("molecule", "test", "-s", "cluster"), stand_ins=(HOSTS, K3S, VENDOR)),
     "faults": Layer(900, pytest=("tests/cluster/test_faults.py",), stand_ins=(HOSTS, K3S, VENDOR)),
+    "gateway-cluster": Layer(900, pytest=("tests/cluster/test_gateway_rollout.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "vm": Layer(900, pytest=("tests/vm",)),
 }
 
@@ -136,11 +137,11 @@ def report(outcomes: list[Outcome]) -> int:
     skips = allowed_skips()
     failures = 0
     stand_ins: list[str] = []
-    print("\nlayer        passed failed skipped   time    budget")
+    print("\nlayer           passed failed skipped   time    budget")
     for o in outcomes:
         budget = LAYERS[o.layer].budget_s
         over = "  OVER BUDGET" if o.seconds > budget else ""
-        print(f"{o.layer:<12} {o.passed:>6} {o.failed:>6} {len(o.skips):>7} {o.seconds:>6.0f}s {budget:>6}s{over}")
+        print(f"{o.layer:<15} {o.passed:>6} {o.failed:>6} {len(o.skips):>7} {o.seconds:>6.0f}s {budget:>6}s{over}")
         if not o.passed and not o.failed:
             print(f"  {o.layer}: executed no test, which counts as a failure")
             failures += 1

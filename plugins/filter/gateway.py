@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
+from ansible.utils.display import Display
 from ansible_collections.homelab.hearth.plugins.module_utils import _egress, _gateway, _source_tree
 
 # `hearth-gateway check-config`: exit codes, and how its lines begin when the file is standard input.
 CONFIG_IS_FINE, CONFIG_IS_WRONG = 0, 2
 CONFIG_ON_STDIN = "/dev/stdin"
 CONFIG_PREFIX = f"hearth-gateway: {CONFIG_ON_STDIN}: "
+CONFIG_WARNING = "warning: "
 CHECK_TIMEOUT_S = 60
 INSTALL = "pip install -r requirements/runtime.txt beside Ansible, or pip install pydantic"
 
@@ -46,11 +48,19 @@ def gateway_config_problems(text: str, source_dir: str) -> tuple[str, ...]:
         done = subprocess.run(command, input=text, env=environment, capture_output=True, text=True, check=False, timeout=CHECK_TIMEOUT_S)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise AnsibleFilterError(f"gateway_config_problems: the check did not run: {error}") from None
-    if done.returncode == CONFIG_IS_FINE:
-        return ()
-    if done.returncode != CONFIG_IS_WRONG or not done.stderr.startswith(CONFIG_PREFIX):
+    if done.returncode not in (CONFIG_IS_FINE, CONFIG_IS_WRONG) or not _is_report(done):
         raise AnsibleFilterError(_no_check(done.stderr))
-    return tuple(_gateway.in_variables(line.removeprefix(CONFIG_PREFIX)) for line in done.stderr.splitlines())
+    lines = [line.removeprefix(CONFIG_PREFIX) for line in done.stderr.splitlines()]
+    for line in lines:
+        if line.startswith(CONFIG_WARNING):
+            Display().warning(f"gateway: {line.removeprefix(CONFIG_WARNING)}")
+    return tuple(_gateway.in_variables(line) for line in lines if not line.startswith(CONFIG_WARNING))
+
+
+def _is_report(done: subprocess.CompletedProcess[str]) -> bool:
+    """Whether each line is one of the check's own, and there is one where there must be."""
+    lines = done.stderr.splitlines()
+    return all(line.startswith(CONFIG_PREFIX) for line in lines) and bool(lines or done.returncode == CONFIG_IS_FINE)
 
 
 def _no_check(stderr: str) -> str:
@@ -64,24 +74,24 @@ def gateway_providers(
     entries: Sequence[Mapping[str, Any]], keyed: Sequence[str], key_dir: str, ca_file: str, anthropic_url: str
 ) -> list[Any]:
     """See gateway_providers.yml."""
-    return _gateway.providers(entries, keyed, key_dir, ca_file, anthropic_url)
+    return list(_gateway.providers(entries, keyed, key_dir, ca_file, anthropic_url))
 
 
 def gateway_egress(
     entries: Sequence[Mapping[str, Any]], anthropic_url: str, database_url: str, database_row: Mapping[str, Any], namespace: str
 ) -> list[dict[str, Any]]:
     """See gateway_egress.yml."""
-    return _gateway.egress(entries, anthropic_url, database_url, database_row, namespace)
+    return list(_gateway.egress(entries, anthropic_url, database_url, database_row, namespace))
 
 
 def gateway_key_files(keys: Mapping[str, str], key_dir: str, existing: Sequence[str]) -> list[dict[str, str]]:
     """See gateway_key_files.yml."""
-    return _gateway.key_files(keys, key_dir, existing)
+    return list(_gateway.key_files(keys, key_dir, existing))
 
 
 def gateway_database_problems(database_url: str, database_row: Mapping[str, Any], namespace: str) -> list[str]:
     """See gateway_database_problems.yml."""
-    return _gateway.egress_problems(database_url, database_row, namespace)
+    return list(_gateway.egress_problems(database_url, database_row, namespace))
 
 
 def egress_rules(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ansible.errors import AnsibleFilterError
@@ -41,6 +42,15 @@ def test_problems_between_sections_are_seen() -> None:
         "gateway_models.demo[0].provider: no provider is called 'dmeo'; did you mean 'demo'?",
         "gateway_timeouts.idle_s: must not be longer than timeouts.total_s",
     )
+
+
+def test_a_warning_is_shown_and_is_no_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(gateway.Display, "warning", lambda self, text: shown.append(text))
+    text = GOOD.replace("{name: demo, kind: demo}", "{name: x, kind: openai, base_url: 'http://192.0.2.1'}") \
+        .replace("provider: demo, model: demo", "provider: x, model: of-no-price, max_output_tokens: 9")
+    assert gateway.gateway_config_problems(text, SOURCE) == ()
+    assert len(shown) == 1 and shown[0].startswith("gateway: ") and "of-no-price" in shown[0]
 
 
 def test_a_check_that_cannot_run_is_no_approval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,13 +132,13 @@ def test_the_demo_provider_goes_nowhere_and_a_given_row_wins() -> None:
 
 
 def test_a_database_is_opened_where_it_is_known_to_be() -> None:
-    def rows(url: str, row: dict[str, object]) -> list[dict[str, object]]:
-        return gateway.gateway_egress([], ANTHROPIC, url, row, "hearth")
+    def rows(url: str, row: dict[str, Any]) -> list[dict[str, Any]]:
+        return list(gateway.gateway_egress([], ANTHROPIC, url, row, "hearth"))
 
     assert rows("", {}) == []
     assert rows("postgresql://h@pg.data/hearth", {}) == [{"name": "database", "namespace": "data", "ports": [5432]}]
     assert rows("postgresql://h@192.0.2.3:6432/hearth", {}) == [{"name": "database", "cidr": "192.0.2.3/32", "ports": [6432]}]
-    given = {"cidr": "10.0.0.0/16", "ports": [5432]}
+    given: dict[str, Any] = {"cidr": "10.0.0.0/16", "ports": [5432]}
     assert rows("postgresql://h@db.example.org/hearth", given) == [{"name": "database", **given}]
     assert gateway.gateway_database_problems("postgresql://h@db.example.org/hearth", given, "hearth") == []
     [problem] = gateway.gateway_database_problems("postgresql://h@db.example.org/hearth", {}, "hearth")
