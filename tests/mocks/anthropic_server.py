@@ -202,9 +202,10 @@ def check_tools(body: Json) -> set[str]:
     names = set()
     for tool in body.get("tools", []):
         need(
-            set(tool) <= {"name", "description", "input_schema", "strict", "cache_control"},
+            set(tool) <= {"type", "name", "description", "input_schema", "strict", "cache_control"},
             "tools: Extra inputs are not permitted",
         )
+        need(tool.get("type", "custom") == "custom", "tools: type: only custom tools are known here")
         check_name(tool["name"], 128)
         need(tool["name"] not in names, "tools: Tool names must be unique")
         need(tool["input_schema"].get("type") == "object", "tools: input_schema.type: must be object")
