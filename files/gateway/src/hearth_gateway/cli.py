@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the service cannot start, 2 the configuration is wrong.
 from __future__ import annotations
 
 import argparse
+import datetime
 import secrets
 import sys
 import tempfile
@@ -23,6 +24,7 @@ from hearth_gateway.config import (
     load_config,
     parse_bind,
 )
+from hearth_gateway.core.prices import price_warnings
 
 EXIT_FAILED = 1
 EXIT_BAD_CONFIG = 2
@@ -82,13 +84,18 @@ def _loaded(path: Path) -> Config | None:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
+    warnings: list[str] = []
     try:
         config = load_config(arguments.file)
         problems = check_files(config) if arguments.files else []
+        warnings = price_warnings(config, datetime.datetime.now(datetime.UTC).date())
     except ConfigError as found:
         problems = found.problems
     for problem in problems:
         _say(f"{arguments.file}: {problem}")
+    for warning in warnings:
+        # To standard output: on standard error every line is a problem, and programs read it so.
+        print(f"hearth-gateway: {arguments.file}: warning: {warning}")
     return EXIT_BAD_CONFIG if problems else 0
 
 
