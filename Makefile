@@ -18,7 +18,7 @@ setup: ## Bring this machine to where all targets run (twice in a row does nothi
 setup-runtime:
 	@scripts/setup.sh runtime
 
-litellm: setup ## The real LiteLLM, in an environment of its own in the cache (tests and bench bring it themselves)
+litellm: setup ## The real LiteLLM, in an environment of its own (tests and bench bring it themselves)
 	@scripts/setup.sh litellm
 
 trial: setup-runtime ## A private chat on this machine: no cluster, no root, no key
