@@ -89,3 +89,27 @@ class FakeProvider:
                     yield step
         finally:
             self.closed += 1
+
+
+class FakeTransport:
+    """A vendor's response, in the pieces given. One request; ``sent`` keeps it."""
+
+    def __init__(self, status: int, headers: dict[str, str], pieces: list[bytes]) -> None:
+        self.status = status
+        self.headers = headers
+        self.sent: list[tuple[str, dict[str, str], bytes]] = []
+        self.closed = 0
+        self._pieces = pieces
+
+    def post(self, path: str, headers: dict[str, str], body: bytes, connect_s: float) -> FakeTransport:
+        self.sent.append((path, headers, body))
+        return self
+
+    def wait(self, wait_s: float) -> FakeTransport:
+        return self
+
+    def read(self, wait_s: float) -> bytes | None:
+        return self._pieces.pop(0) if self._pieces else b""
+
+    def close(self) -> None:
+        self.closed += 1
