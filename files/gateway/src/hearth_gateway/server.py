@@ -79,8 +79,9 @@ def serve(
     """Serve until SIGTERM or SIGINT, then drain. Must run in the main thread."""
     log = gateway.log
     log.install_hooks()
-    # A core dump would hold the words of every open conversation.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    # A core dump would hold the words of every open conversation. 1 and not 0: Linux ignores the limit when
+    # dumps go to a program (Ubuntu's apport, systemd), except for this value (fs/coredump.c). Too small for a file, too.
+    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
     stop = threading.Event()
 
     def on_signal(number: int, _frame: Any) -> None:

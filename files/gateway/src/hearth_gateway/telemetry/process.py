@@ -20,8 +20,18 @@ _WRITABLE = os.O_WRONLY | os.O_RDWR
 
 
 def core_dumps() -> bool:
-    """Whether a crash may write the memory, with every open conversation in it, to a disk."""
-    return resource.getrlimit(resource.RLIMIT_CORE)[0] != 0
+    """Whether a crash may write the memory, with every open conversation in it, to a disk or to a program.
+
+    A limit of 1 stops both; 0 does not stop a program.
+    """
+    limit = resource.getrlimit(resource.RLIMIT_CORE)[0]
+    if limit == 1:
+        return False
+    try:
+        to_program = Path("/proc/sys/kernel/core_pattern").read_bytes().startswith(b"|")
+    except OSError:
+        to_program = True  # cannot be ruled out
+    return limit != 0 or to_program
 
 
 def traced() -> bool:
