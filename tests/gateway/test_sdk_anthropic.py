@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
 import httpx2
+import openai
 import pytest
 from gateway_support import TOKEN, Gateway, Mock
 from pydantic import BaseModel
@@ -20,6 +22,7 @@ WEATHER: Any = {
     "description": "Weather of a place",
     "input_schema": {"type": "object", "properties": {"place": {"type": "string"}}},
 }
+PROXY_TOKEN = "proxy-token-0123456789abcdef"
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
 PDF = "JVBERi0xLjcKJWhlbGxvCg=="
 
@@ -51,11 +54,11 @@ def both_ways(client: anthropic.Anthropic, model: str, messages: Any = HELLO, **
 
 
 @BOTH
-def test_chat_whole_and_streamed(client: anthropic.Anthropic, kind: str) -> None:
+def test_t47_t48_chat_whole_and_streamed(client: anthropic.Anthropic, kind: str) -> None:
     for message in both_ways(client, f"{kind}-normal", system="Be kind."):
         assert [(block.type, block.text) for block in message.content] == [("text", ECHO)]
         assert (message.role, message.model, message.stop_reason) == ("assistant", f"{kind}-normal", "end_turn")
-        # T47, T48: two words of the system prompt and three of the question, also where the vendor counts at the end only.
+        # Two words of the system prompt and three of the question, also where the vendor counts at the end only.
         assert (message.usage.input_tokens, message.usage.output_tokens) == (5, 5)
         assert message.id.startswith("msg_")
 
@@ -87,7 +90,7 @@ def test_streams_in_odd_clothes(client: anthropic.Anthropic, kind: str, scenario
 
 
 @BOTH
-def test_tools_there_and_back(client: anthropic.Anthropic, shared: Gateway, kind: str) -> None:
+def test_t50_tools_there_and_back(client: anthropic.Anthropic, shared: Gateway, kind: str) -> None:
     for message in both_ways(client, f"{kind}-tool", tools=[WEATHER], tool_choice={"type": "any", "disable_parallel_tool_use": True}):
         use = message.content[0]
         assert message.stop_reason == "tool_use"
@@ -100,7 +103,7 @@ def test_tools_there_and_back(client: anthropic.Anthropic, shared: Gateway, kind
     assert empty.content[0].input == {}
 
 
-def test_two_calls_that_the_vendor_sends_in_turns(client: anthropic.Anthropic) -> None:
+def test_t51_two_calls_that_the_vendor_sends_in_turns(client: anthropic.Anthropic) -> None:
     for message in both_ways(client, "y-tools", tools=[WEATHER]):
         assert [block.input for block in message.content] == [{"place": "Zürich", "days": 3}] * 2
         assert len({block.id for block in message.content}) == 2
@@ -208,8 +211,8 @@ def test_the_request_id_is_where_the_sdk_looks_for_it(client: anthropic.Anthropi
     assert isinstance(caught.value.body, dict) and caught.value.body["request_id"] == caught.value.request_id
 
 
-def test_failover_before_the_first_word(client: anthropic.Anthropic) -> None:
-    """T52: the second provider, of the other kind, takes over on this route too."""
+def test_t52_failover_before_the_first_word(client: anthropic.Anthropic) -> None:
+    """The second provider, of the other kind, takes over on this route too."""
     for scenario in ("500", "529", "429", "401", "error-before", "overloaded", "garbage"):
         for message in both_ways(client, f"f-{scenario}"):
             assert message.content[0].text == ECHO, scenario
@@ -218,8 +221,8 @@ def test_failover_before_the_first_word(client: anthropic.Anthropic) -> None:
     assert response.headers["x-hearth-provider"] == "litellm"
 
 
-def test_both_formats_are_metered_alike(client: anthropic.Anthropic, shared: Gateway) -> None:
-    """T53: the same question costs the same, whichever API it came by."""
+def test_t53_both_formats_are_metered_alike(client: anthropic.Anthropic, shared: Gateway) -> None:
+    """The same question costs the same, whichever API it came by."""
     same = ("input_tokens", "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "output_tokens", "outcome", "cost_nano")
     before = shared.settled_rows()
     create(client, "x-cache")
@@ -296,6 +299,39 @@ def test_wrong_requests_and_tokens(client: anthropic.Anthropic, shared: Gateway)
         create(client_of(shared, default_headers={"x-api-key": "something"}), "sonnet")
     with pytest.raises(anthropic.NotFoundError):
         client.messages.count_tokens(model="sonnet", messages=HELLO)
+
+
+def test_the_gateways_own_refusals_raise_the_right_class_in_both_sdks(own: Callable[..., Gateway]) -> None:
+    limits = {"program": {"requests_per_minute": 4}}
+    gateway = own(start=False, server={"max_body_bytes": 5000}, limits=limits, tokens={"proxy": ["proxy"]})
+    (gateway.tokens / "proxy").write_text(PROXY_TOKEN)
+    gateway.start()
+    native, openai_client = client_of(gateway), gateway.client()
+    long: Any = [{"role": "user", "content": "x" * 6000}]
+    with pytest.raises(anthropic.ContentTooLargeError):
+        create(native, "sonnet", long)
+    with pytest.raises(openai.APIStatusError) as too_large:
+        openai_client.chat.completions.create(model="sonnet", messages=long)
+    assert too_large.value.status_code == 413
+    for _ in range(2):
+        create(native, "sonnet")
+        openai_client.chat.completions.create(model="sonnet", messages=HELLO)
+    # Both routes count towards one limit.
+    with pytest.raises(anthropic.RateLimitError) as limited:
+        create(native, "sonnet")
+    assert limited.value.type == "rate_limit_error"
+    assert 1 <= int(limited.value.response.headers["retry-after"]) <= 60
+    with pytest.raises(openai.RateLimitError) as limited_too:
+        openai_client.chat.completions.create(model="sonnet", messages=HELLO)
+    assert 1 <= int(limited_too.value.response.headers["retry-after"]) <= 60
+    # A person's credential from anywhere but the house's own page.
+    credential = base64.b64encode(f"ann@example.org:{PROXY_TOKEN}".encode()).decode()
+    person = {"Authorization": f"Basic {credential}", "Origin": "https://elsewhere.example"}
+    with pytest.raises(anthropic.PermissionDeniedError) as denied:
+        create(client_of(gateway, default_headers=person), "sonnet")
+    assert denied.value.type == "permission_error"
+    with pytest.raises(openai.PermissionDeniedError):
+        gateway.client(default_headers=person).chat.completions.create(model="sonnet", messages=HELLO)
 
 
 @BOTH
