@@ -36,11 +36,11 @@ def status(gateway: Gateway, path: str) -> int:
 class Stream(threading.Thread):
     """Reads a slow stream in the background; ``text`` grows, ``error`` is how it broke."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, model: str = "x-slow") -> None:
         super().__init__()
         self.text = ""
         self.error: Exception | None = None
-        self.chunks = gateway.client().chat.completions.create(model="x-slow", messages=HELLO, stream=True)
+        self.chunks = gateway.client().chat.completions.create(model=model, messages=HELLO, stream=True)
         self.start()
 
     def run(self) -> None:
@@ -54,9 +54,9 @@ class Stream(threading.Thread):
 # --- stopping ----------------------------------------------------------------------------------
 
 
-def test_sigterm_finishes_open_streams_and_refuses_new_ones(own: Make) -> None:
-    gateway = own()
-    streams = [Stream(gateway) for _ in range(5)]
+def test_sigterm_finishes_open_streams_and_refuses_new_ones(own: Make, second_vendor: Mock) -> None:
+    gateway = own(second_url=second_vendor.url)
+    streams = [Stream(gateway, model) for model in ("x-slow", "x-slow", "x-slow", "y-slow", "y-slow")]
     wait_for(lambda: all(stream.text for stream in streams), "the first words")
     assert status(gateway, "/readyz") == 200
     gateway.process.send_signal(signal.SIGTERM)
@@ -72,12 +72,14 @@ def test_sigterm_finishes_open_streams_and_refuses_new_ones(own: Make) -> None:
         assert (stream.text, stream.error) == (ECHO, None)
     assert gateway.process.wait(20) == 0
     assert [row["outcome"] for row in gateway.rows()] == ["ok"] * 5
+    assert sorted(row["provider"] for row in gateway.rows()) == ["anthropic"] * 3 + ["litellm"] * 2
     assert gateway.events("stopped")[0]["queued"] == 0
 
 
-def test_what_cannot_wait_is_cut_visibly(own: Make) -> None:
-    gateway = own(server={"drain_s": 0.3})
-    stream = Stream(gateway)
+@pytest.mark.parametrize("model", ["x-slow", "y-slow", "f-slow"])
+def test_what_cannot_wait_is_cut_visibly(own: Make, second_vendor: Mock, model: str) -> None:
+    gateway = own(second_url=second_vendor.url, server={"drain_s": 0.3})
+    stream = Stream(gateway, model)
     wait_for(lambda: stream.text, "the first word")
     assert gateway.terminate() == 0
     stream.join()
@@ -126,24 +128,33 @@ def test_killed_and_started_again(own: Make) -> None:
 # --- the disk ----------------------------------------------------------------------------------
 
 
-def test_a_full_disk_is_told_and_nothing_is_lost(own: Make) -> None:
+def test_a_full_disk_is_told_and_nothing_is_lost(own: Make, vendor: Mock) -> None:
     gateway = own()
     client = gateway.client()
     client.chat.completions.create(model="sonnet", messages=HELLO)
     gateway.wait_row(0)
+    stream = Stream(gateway)
+    wait_for(lambda: stream.text, "the first word")
     unlimited = resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE)
     # Not one byte more may be written to any file: what a full disk looks like to a process.
     resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, (0, unlimited[1]))
+    before = len(vendor.records())
     for _ in range(3):
-        assert client.chat.completions.create(model="sonnet", messages=HELLO).choices
+        with pytest.raises(openai.InternalServerError) as refused:
+            client.chat.completions.create(model="sonnet", messages=HELLO)
+        assert (refused.value.status_code, refused.value.code) == (503, "ledger_unavailable")
+        assert refused.value.response.headers["retry-after"].isdigit()
+    stream.join()
+    assert (stream.text, stream.error) == (ECHO, None), "what was begun is finished"
+    assert len(vendor.records()) == before + 1, "what cannot be counted is not asked for: only the open one was served"
     wait_for(lambda: gateway.metric("hearth_ledger_failing") == 1, "the fault to be seen")
     assert status(gateway, "/readyz") == 503
-    assert gateway.metric("hearth_ledger_queued_rows") == 3
     problems = gateway.events("store-problem")
-    assert len(problems) == 1 and "cannot be written" in problems[0]["problem"]
+    assert problems and "cannot be written" in problems[0]["problem"]
     resource.prlimit(gateway.process.pid, resource.RLIMIT_FSIZE, unlimited)
-    wait_for(lambda: len(gateway.rows()) == 4, "the waiting rows")
+    wait_for(lambda: [row["outcome"] for row in gateway.rows()] == ["ok", "ok"], "the waiting row")
     wait_for(lambda: status(gateway, "/readyz") == 200, "readiness")
+    assert client.chat.completions.create(model="sonnet", messages=HELLO).choices
     assert gateway.terminate() == 0
 
 
@@ -261,4 +272,5 @@ def test_the_process_is_one_and_small(own: Make, vendor: Mock) -> None:
     rollup = Path(f"/proc/{gateway.process.pid}/smaps_rollup").read_text()
     pss = next(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:"))
     assert pss < 90 * 1024, f"{pss} KiB resident at rest"
-    assert "0 " in Path(f"/proc/{gateway.process.pid}/limits").read_text().split("Max core file size")[1][:20]
+    limits = Path(f"/proc/{gateway.process.pid}/limits").read_text()
+    assert limits.split("Max core file size")[1].split()[:2] == ["1", "1"], "1 is the limit that no dump gets around"
