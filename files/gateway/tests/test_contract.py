@@ -74,6 +74,7 @@ def fill(gateway: Gateway) -> None:
     gateway.metrics.limit_event(LimitEvent("person:ann@example.org", "tokens_per_day", "soft", "2026-11-21", 0.8))
     gateway.metrics.error(Kind.INTERNAL)
     gateway.metrics.failover("demo", "upstream_error")
+    gateway.metrics.unknown_end("demo")
 
 
 def test_exposition_is_the_contract(gateway: Gateway, client: FlaskClient) -> None:

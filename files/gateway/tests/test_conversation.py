@@ -30,6 +30,7 @@ class World:
         targets = [Target(provider, f"m-{provider.name}", 100) for provider in self.providers]
         self.breakers = Breakers(RULES, self.clock, [target.pair for target in targets])
         self.failovers: list[tuple[str, str]] = []
+        self.unknown_ends: list[str] = []
         self.service = ChatService(
             {"sonnet": targets},
             LIMITS,
@@ -39,6 +40,7 @@ class World:
             self.breakers,
             pseudonym=lambda caller: f"pseudonym-of-{caller.name}",
             on_failover=lambda provider, reason: self.failovers.append((provider, reason)),
+            on_unknown_end=self.unknown_ends.append,
             jitter_s=lambda: 0.1,
         )
 
@@ -168,6 +170,21 @@ def test_waiting_for_content_keeps_what_came_before_it() -> None:
     assert exchange.wait_for_content(10)
     assert list(exchange) == [Usage(input=3), Text("a"), End("stop")]
     exchange.close()
+
+
+def test_t40_counts_before_the_first_content_fill_no_memory() -> None:
+    world = World([*(Usage(input=number) for number in range(1000)), Text("a"), End("stop")])
+    exchange = world.start()
+    assert exchange.wait_for_content(10)
+    assert list(exchange) == [Usage(input=999), Text("a"), End("stop")]
+    exchange.close()
+
+
+def test_a_stop_reason_nobody_knows_is_counted() -> None:
+    world = World([Text("a"), End("stop", unknown=True)], [Text("a"), End("stop")])
+    events, error = world.run()
+    assert error is None and events[-1] == End("stop", unknown=True)
+    assert world.unknown_ends == [world.providers[0].name]
 
 
 def test_waiting_for_content_gives_up_and_goes_on() -> None:

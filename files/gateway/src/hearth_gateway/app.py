@@ -119,6 +119,7 @@ def create_app(
             identity.guard,
             identity.upstream_name,
             metrics.failover,
+            metrics.unknown_end,
             system_prompts=system_prompts,
         )
 

@@ -86,6 +86,7 @@ class ChatService:
         guard: Guard = lambda _caller: None,
         pseudonym: Pseudonym = lambda _caller: None,
         on_failover: OnFailover = lambda _provider, _reason: None,
+        on_unknown_end: Callable[[str], None] = lambda _provider: None,
         jitter_s: Callable[[], float] = _jitter_s,
         system_prompts: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
@@ -97,6 +98,7 @@ class ChatService:
         self.guard = guard
         self.pseudonym = pseudonym
         self.on_failover = on_failover
+        self.on_unknown_end = on_unknown_end
         self.jitter_s = jitter_s
         self._meter = meter
         self._system_prompts = system_prompts
@@ -272,8 +274,9 @@ class Exchange:
             event = next(self._events, None)
             if event is None:
                 break
-            # Nothing but usage and silence comes before the first content, so this stays short.
-            if not isinstance(event, Idle):
+            if isinstance(event, Usage) and self._held and isinstance(self._held[-1], Usage):
+                self._held[-1] = event  # a vendor that counts on and on before its first word fills no memory
+            elif not isinstance(event, Idle):
                 self._held.append(event)
             if self._clock.monotonic() >= deadline:
                 break
@@ -398,6 +401,8 @@ class Exchange:
                     self.committed = True
                     permit.begun()
                 elif isinstance(event, End):
+                    if event.unknown:
+                        self._service.on_unknown_end(target.provider.name)
                     # Before the yield: a caller may stop reading once it has what it needs.
                     outcome = "ok"
                     self.committed = True

@@ -133,6 +133,12 @@ DEFINITIONS: tuple[Definition, ...] = (
         "Requests that went on from this provider to the next. `reason`: an error kind of the provider, or breaker_open.",
     ),
     Definition(
+        "hearth_unknown_stop_reasons_total",
+        "counter",
+        ("provider",),
+        "Answers that ended for a reason this version has never heard of. They were passed on as `stop`.",
+    ),
+    Definition(
         "hearth_breaker_state",
         "gauge",
         ("provider", "model"),
@@ -219,6 +225,9 @@ class Metrics:
 
     def failover(self, provider: str, reason: str) -> None:
         self._counter("hearth_failovers_total", provider, reason).inc()
+
+    def unknown_end(self, provider: str) -> None:
+        self._counter("hearth_unknown_stop_reasons_total", provider).inc()
 
     def response(self, route: str, method: str, status: int) -> None:
         self._counter("hearth_http_responses_total", route, method, str(status)).inc()

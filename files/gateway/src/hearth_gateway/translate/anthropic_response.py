@@ -130,7 +130,8 @@ class MessageReader:
             self._stop_sequence = sequence
 
     def _end(self) -> End:
-        return End(finish_reason(self._stop_reason), self._stop_sequence)
+        unknown = self._stop_reason is not None and self._stop_reason not in _STOP_REASONS
+        return End(finish_reason(self._stop_reason), self._stop_sequence, unknown)
 
     def _take_usage(self, usage: Any) -> list[Event]:
         if usage is None:

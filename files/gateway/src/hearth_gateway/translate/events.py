@@ -93,11 +93,13 @@ class Document:
 class End:
     """The vendor said, itself, that the answer is complete. Nothing follows.
 
-    ``stop_sequence`` is the caller's stop sequence that ended it, if the vendor says which.
+    ``stop_sequence`` is the caller's stop sequence that ended it, if the vendor says which. ``unknown``:
+    the vendor's reason is one nobody here has heard of, and ``reason`` a guess.
     """
 
     reason: FinishReason
     stop_sequence: str | None = None
+    unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True)

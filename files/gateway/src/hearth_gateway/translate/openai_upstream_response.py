@@ -147,7 +147,8 @@ class ChatReader:
             events.append(ToolArguments(index, "".join(call.fragments) or "{}"))
         reason = _FINISH_REASONS.get(self._finish, "stop")
         # A forced call ends with "stop" at OpenAI and with "tool_calls" elsewhere.
-        return [*events, End("tool_calls" if self._calls and reason == "stop" else reason)]
+        unknown = self._finish not in _FINISH_REASONS
+        return [*events, End("tool_calls" if self._calls and reason == "stop" else reason, unknown=unknown)]
 
     def _message(self, message: dict[str, Any]) -> list[Event]:
         """Events of a delta, or of a whole message: they have the same fields."""
