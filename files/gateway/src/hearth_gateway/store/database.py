@@ -67,6 +67,31 @@ def is_postgresql(engine: sa.Engine) -> bool:
     return engine.dialect.name == "postgresql"
 
 
+class DriverStatements:
+    """Runs statements on the driver's own cursors, inside the transaction that ``connection`` is in.
+
+    For what runs with every request: SQLAlchemy's bookkeeping for a statement costs several times what
+    SQLite needs for the statement itself. Raises ``DBAPIError``, as a ``Connection`` does.
+    """
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self.dialect = connection.dialect
+        self._driver: Any = connection.connection.dbapi_connection
+        self._fault = connection.dialect.loaded_dbapi.Error
+
+    def exec_driver_sql(self, statement: str, parameters: tuple[Any, ...] | list[tuple[Any, ...]] = ()) -> Any:
+        """The driver's cursor. A list of parameters runs the statement once for each."""
+        cursor = self._driver.cursor()
+        try:
+            if isinstance(parameters, list):
+                cursor.executemany(statement, parameters)
+            else:
+                cursor.execute(statement, parameters)
+        except self._fault as error:
+            raise sa.exc.DBAPIError(statement, None, error) from None
+        return cursor
+
+
 # --- SQLite ------------------------------------------------------------------------------------
 
 

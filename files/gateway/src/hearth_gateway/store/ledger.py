@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, LimitEvent, Rate, Sums, reported_bit
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.store.database import is_postgresql, reason
+from hearth_gateway.store.database import DriverStatements, is_postgresql, reason
 from hearth_gateway.store.spending import Changes, driver_text
 
 # Settlements without an intent to ride with are written after this time.
@@ -232,6 +232,9 @@ class _Writer:
                 events = self._transaction(begins, settles, careful=True)
         except BaseException:
             self._careful = True
+            if self._connection is not None:
+                # Not back into the pool: it may be broken, or in the relaxed mode that the next user does not expect.
+                self._connection.invalidate()
             self.close()
             raise
         self._careful = False
@@ -253,29 +256,30 @@ class _Writer:
         relaxed = not begins
         self._relax_sqlite(connection, relaxed)
         with connection.begin():
+            driver = DriverStatements(connection)
             if relaxed and self._sql.postgresql:
                 # A settlement that a power cut takes back is an intent again: charged, as unknown.
-                connection.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
-            owed = _careful(connection, self._sql, settles) if careful else [_plain(item) for item in settles if item.settlement]
+                driver.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+            owed = _careful(driver, self._sql, settles) if careful else [_plain(item) for item in settles if item.settlement]
             changes = Changes()
             for item in owed:
                 item.charge(changes)
             for begin in begins:
                 _hold(changes, begin.intent, 1)
-            sums, reported = changes.apply(connection)
-            accepted, refused = self._decide(connection, begins, dict(sums))
+            sums, reported = changes.apply(driver)
+            accepted, refused = self._decide(driver, begins, dict(sums))
             events = _Events(sums, reported)
             if refused:
                 back = Changes()
                 for begin in refused:
                     _hold(back, begin.intent, -1)
-                back.apply(connection)
-            self._insert(connection, accepted)
-            self._update(connection, owed, checked=not careful)
+                back.apply(driver)
+            self._insert(driver, accepted)
+            self._update(driver, owed, checked=not careful)
             for item in owed:
                 events.look(item.intent.bounds.ceilings, "soft")
                 events.look(item.intent.bounds.ceilings, "hard")
-            events.save(connection, self._sql)
+            events.save(driver, self._sql)
         return events
 
     def _relax_sqlite(self, connection: sa.Connection, relaxed: bool) -> None:
@@ -286,7 +290,7 @@ class _Writer:
             raw.execute("PRAGMA synchronous = " + ("NORMAL" if relaxed else "FULL"))
             self._relaxed = relaxed
 
-    def _decide(self, connection: sa.Connection, begins: list[_Begin], sums: dict[Key, Sums]) -> tuple[list[_Begin], list[_Begin]]:
+    def _decide(self, driver: DriverStatements, begins: list[_Begin], sums: dict[Key, Sums]) -> tuple[list[_Begin], list[_Begin]]:
         """Who may begin, in the order they came. ``sums`` hold the reservations of all of them."""
         for begin in begins:
             for key in begin.intent.bounds.charges:
@@ -294,7 +298,7 @@ class _Writer:
         accepted: list[_Begin] = []
         refused: list[_Begin] = []
         for begin in begins:
-            begin.error = self._refusal(connection, begin.intent, sums, accepted)
+            begin.error = self._refusal(driver, begin.intent, sums, accepted)
             if begin.error is not None:
                 refused.append(begin)
                 continue
@@ -303,19 +307,19 @@ class _Writer:
                 sums[key] = sums[key].plus(held_tokens=begin.intent.tokens, held_nano=begin.intent.cost_nano or 0)
         return accepted, refused
 
-    def _refusal(self, connection: sa.Connection, intent: Intent, sums: dict[Key, Sums], accepted: list[_Begin]) -> GatewayError | None:
+    def _refusal(self, driver: DriverStatements, intent: Intent, sums: dict[Key, Sums], accepted: list[_Begin]) -> GatewayError | None:
         now = intent.started_at
         for ceiling in intent.bounds.ceilings:
             if ceiling.is_full(sums[ceiling.key]):
                 return ceiling.refusal(sums[ceiling.key], now)
         if intent.leg == 1:  # another try at another provider is no new request
             for rate in intent.bounds.rates:
-                oldest = self._oldest_of_full_minute(connection, rate, now, accepted)
+                oldest = self._oldest_of_full_minute(driver, rate, now, accepted)
                 if oldest is not None:
                     return rate.refusal(oldest, now)
         return None
 
-    def _oldest_of_full_minute(self, connection: sa.Connection, rate: Rate, now: float, accepted: list[_Begin]) -> float | None:
+    def _oldest_of_full_minute(self, driver: DriverStatements, rate: Rate, now: float, accepted: list[_Begin]) -> float | None:
         """When the first of ``rate.amount`` requests of the last minute came; None if there were fewer."""
         mine = [begin.intent.started_at for begin in accepted if begin.intent.leg == 1 and rate in begin.intent.bounds.rates]
         if len(mine) >= rate.amount:
@@ -323,18 +327,18 @@ class _Writer:
         kind, _, name = rate.scope.partition(":")
         statement = self._sql.recent_of_person if kind == "person" else self._sql.recent_of_program
         since = int((now - MINUTE_S) * 1000)
-        row = connection.exec_driver_sql(statement, (name, since, rate.amount - len(mine) - 1)).fetchone()
+        row = driver.exec_driver_sql(statement, (name, since, rate.amount - len(mine) - 1)).fetchone()
         return None if row is None else row[0] / 1000
 
-    def _insert(self, connection: sa.Connection, begins: list[_Begin]) -> None:
+    def _insert(self, driver: DriverStatements, begins: list[_Begin]) -> None:
         if begins:
-            connection.exec_driver_sql(self._sql.insert, [_intent_row(begin.intent, self._instance) for begin in begins])
+            driver.exec_driver_sql(self._sql.insert, [_intent_row(begin.intent, self._instance) for begin in begins])
 
-    def _update(self, connection: sa.Connection, owed: list[_Owed], checked: bool) -> None:
+    def _update(self, driver: DriverStatements, owed: list[_Owed], checked: bool) -> None:
         if not owed:
             return
         statement = self._sql.settle_open if checked else self._sql.settle_found
-        done = connection.exec_driver_sql(statement, [item.row() for item in owed])
+        done = driver.exec_driver_sql(statement, [item.row() for item in owed])
         if checked and done.rowcount != len(owed):
             raise _NotOpenError
 
@@ -389,11 +393,11 @@ def _plain(item: _Settle) -> _Owed:
     return _Owed(item.intent, item.settlement)
 
 
-def _careful(connection: sa.Connection, sql: _Statements, settles: list[_Settle]) -> list[_Owed]:
+def _careful(driver: DriverStatements, sql: _Statements, settles: list[_Settle]) -> list[_Owed]:
     """Only what is still open, so that nothing is charged twice after a commit that nobody heard of."""
     owed = []
     for item in settles:
-        row = connection.exec_driver_sql(sql.state, (item.intent.request_id, item.intent.leg)).fetchone()
+        row = driver.exec_driver_sql(sql.state, (item.intent.request_id, item.intent.leg)).fetchone()
         if row is not None and row[0] in ("intent", "unknown"):
             owed.append(_Owed(item.intent, item.settlement, was_unknown=row[0] == "unknown"))
     return owed
@@ -423,9 +427,9 @@ class _Events:
                 share = ceiling.used(sums) / max(ceiling.amount, 1)
                 self.found.append(LimitEvent(ceiling.scope, ceiling.limit, level, ceiling.period.key, share))
 
-    def save(self, connection: sa.Connection, sql: _Statements) -> None:
+    def save(self, driver: DriverStatements, sql: _Statements) -> None:
         for (scope, period), bits in self._new.items():
-            connection.exec_driver_sql(sql.report, (self._reported[scope, period] | bits, scope, period))
+            driver.exec_driver_sql(sql.report, (self._reported[scope, period] | bits, scope, period))
 
 
 # --- statements --------------------------------------------------------------------------------
