@@ -143,9 +143,8 @@ class Described:
         return response
 
 
-def test_every_response_is_described(gateway: Gateway, client: FlaskClient, monkeypatch: Any) -> None:
+def test_every_response_of_the_page_and_the_process_is_described(gateway: Gateway, client: FlaskClient) -> None:
     described = Described(client)
-    chat = {"model": "demo", "max_tokens": 3, "messages": [{"role": "user", "content": "Hi"}]}
     described.send("GET", "/")
     etag = described.send("GET", "/").headers["ETag"]
     assert described.send("GET", "/", headers={"If-None-Match": etag}).status_code == 304
@@ -153,20 +152,30 @@ def test_every_response_is_described(gateway: Gateway, client: FlaskClient, monk
         described.send("GET", f"/static/{name}", "/static/{name}")
     for path in ("/healthz", "/readyz", "/openapi.json"):
         assert described.send("GET", path).status_code == 200
+    for version in ({}, {"anthropic-version": "2023-06-01"}):
+        for headers in (AUTH, {}, {**AUTH, "Authorization": f"Bearer {TOKEN}"}):
+            described.send("GET", "/v1/models", headers={**headers, **version})
+        for name in ("demo", "other"):
+            described.send("GET", f"/v1/models/{name}", "/v1/models/{model}", headers={**AUTH, **version})
+    gateway.lifecycle.drain()
+    assert described.send("GET", "/readyz").status_code == 503
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_every_response_of_the_chat_routes_is_described(gateway: Gateway, client: FlaskClient, monkeypatch: Any, path: str) -> None:
+    described = Described(client)
+    chat = {"model": "demo", "max_tokens": 3, "messages": [{"role": "user", "content": "Hi"}]}
     for headers in (AUTH, {}, {**AUTH, "Authorization": f"Bearer {TOKEN}"}):
-        described.send("GET", "/v1/models", headers=headers)
-        described.send("POST", "/v1/chat/completions", headers=headers, json=chat)
-    described.send("POST", "/v1/chat/completions", headers=AUTH, json={**chat, "stream": True})
-    described.send("POST", "/v1/chat/completions", headers=AUTH, json={**chat, "model": "x"})
-    described.send("POST", "/v1/chat/completions", headers=AUTH, json={**chat, "n": 2})
-    described.send("POST", "/v1/chat/completions", headers=AUTH, data=b"{", content_type="application/json")
-    described.send("POST", "/v1/chat/completions", headers=AUTH, data=b"x", content_type="text/plain")
+        described.send("POST", path, headers=headers, json=chat)
+    described.send("POST", path, headers=AUTH, json={**chat, "stream": True})
+    described.send("POST", path, headers=AUTH, json={**chat, "model": "x"})
+    described.send("POST", path, headers=AUTH, json={**chat, "temperature": 7})
+    described.send("POST", path, headers=AUTH, data=b"{", content_type="application/json")
+    described.send("POST", path, headers=AUTH, data=b"x", content_type="text/plain")
     big = {**chat, "messages": [{"role": "user", "content": "x" * 30_000}]}
-    described.send("POST", "/v1/chat/completions", headers=AUTH, json=big)
+    described.send("POST", path, headers=AUTH, json=big)
     # Each error kind, as the route would meet it. The breaker looks away, or it would answer after the first.
     monkeypatch.setattr("hearth_gateway.core.breaker.Breakers.report", lambda *_arguments: None)
-    service = next(iter(gateway.app.view_functions.values()))
-    assert service
     for kind in Kind:
         if kind in (Kind.NOT_FOUND, Kind.METHOD_NOT_ALLOWED):
             continue
@@ -176,14 +185,49 @@ def test_every_response_is_described(gateway: Gateway, client: FlaskClient, monk
             yield
 
         monkeypatch.setattr("hearth_gateway.providers.demo.DemoProvider.stream", fail)
-        response = described.send("POST", "/v1/chat/completions", headers=AUTH, json=chat)
+        response = described.send("POST", path, headers=AUTH, json=chat)
         assert response.status_code == kind.spec.status
         assert response.headers["Retry-After"] == "3"
     gateway.lifecycle.drain()
-    assert described.send("GET", "/readyz").status_code == 503
-    assert described.send("POST", "/v1/chat/completions", headers=AUTH, json=chat).status_code == 503
-    wanted = {int(status) for status in openapi_document()["paths"]["/v1/chat/completions"]["post"]["responses"]}
-    assert {status for path, status in described.statuses if path == "/v1/chat/completions"} == wanted
+    assert described.send("POST", path, headers=AUTH, json=chat).status_code == 503
+    wanted = {int(status) for status in openapi_document()["paths"][path]["post"]["responses"]}
+    assert {status for _, status in described.statuses} == wanted
+
+
+@pytest.mark.parametrize(
+    ("options", "status"),
+    [
+        ({"data": b"{", "content_type": "application/json"}, 400),
+        ({"data": b"\xff", "content_type": "application/json"}, 400),
+        ({"json": []}, 400),
+        ({"json": {"model": "demo", "messages": []}}, 400),
+        ({"data": b"{}", "content_type": "text/plain"}, 415),
+        ({"data": b"x" * 30_000, "content_type": "application/json"}, 413),
+        ({"json": {"model": "other", "max_tokens": 1, "messages": [{"role": "user", "content": "Hi"}]}}, 404),
+    ],
+)
+def test_both_chat_routes_refuse_alike_each_in_its_own_form(client: FlaskClient, options: Any, status: int) -> None:
+    openai = client.post("/v1/chat/completions", headers=AUTH, **options)
+    anthropic = client.post("/v1/messages", headers=AUTH, **options)
+    assert openai.status_code == anthropic.status_code == status
+    assert set(openai.get_json()) == {"error"}
+    assert set(anthropic.get_json()) == {"type", "error", "request_id"}
+    said = openai.get_json()["error"]
+    prefix = f"{said['param']}: " if said["param"] else ""
+    assert anthropic.get_json()["error"]["message"] == prefix + said["message"]
+    assert anthropic.headers["request-id"] == anthropic.get_json()["request_id"]
+    assert openai.headers["x-request-id"] and "request-id" not in openai.headers
+
+
+def test_every_address_answers_head_and_none_options(client: FlaskClient) -> None:
+    for path, item in openapi_document()["paths"].items():
+        address = path.replace("{name}", "app.js").replace("{model}", "demo")
+        options = client.options(address, headers=AUTH)
+        assert (options.status_code, "OPTIONS" in options.headers["Allow"]) == (405, False), path
+        if "get" in item:
+            got, head = client.get(address, headers=AUTH), client.head(address, headers=AUTH)
+            assert (head.status_code, head.get_data()) == (got.status_code, b""), path
+            assert head.headers["Content-Type"] == got.headers["Content-Type"], path
 
 
 @pytest.mark.parametrize(
@@ -192,6 +236,8 @@ def test_every_response_is_described(gateway: Gateway, client: FlaskClient, monk
         ("GET", "/nothing", 404, "not_found"),
         ("GET", "/v1/nothing", 404, "not_found"),
         ("GET", "/v1/chat/completions", 405, "method_not_allowed"),
+        ("GET", "/v1/messages", 405, "invalid_request_error"),
+        ("POST", "/v1/messages/count_tokens", 404, "not_found_error"),
         ("DELETE", "/v1/models", 405, "method_not_allowed"),
         ("OPTIONS", "/v1/models", 405, "method_not_allowed"),
     ],
@@ -199,7 +245,8 @@ def test_every_response_is_described(gateway: Gateway, client: FlaskClient, monk
 def test_wrong_addresses_answer_in_the_same_form(client: FlaskClient, method: str, path: str, status: int, code: str) -> None:
     response = client.open(path, method=method)
     assert response.status_code == status
-    assert response.get_json()["error"]["code"] == code
+    error = response.get_json()["error"]
+    assert code in (error.get("code"), error["type"])
     if status == 405:
         assert response.headers["Allow"]
 
