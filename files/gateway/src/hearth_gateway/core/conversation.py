@@ -1,6 +1,6 @@
 """One request, from admission to the last event: route → try providers in order → meter.
 
-Which fault leads where (the table is in docs/gateway.md): a fault before the first content goes on to
+Which fault leads where (the table is in files/gateway/README.md): a fault before the first content goes on to
 the next provider; 500, 502 and 503 get one more request to the same provider first; what is wrong
 with the request itself goes nowhere else. After the first content every fault is the end.
 """
