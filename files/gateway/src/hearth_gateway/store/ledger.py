@@ -22,7 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, LimitEvent, Rate, Sums, reported_bit
+from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, Limit, LimitEvent, Rate, Sums, reported_bit
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.store.database import DriverStatements, is_postgresql, reason
@@ -240,7 +240,7 @@ class _Writer:
         self._careful = False
         for event in events.found:
             self._on_limit(event)
-        for ceiling, sums in events.changed.items():
+        for ceiling, sums in events.changed:
             self._on_sums(ceiling, sums)
 
     def close(self) -> None:
@@ -277,8 +277,7 @@ class _Writer:
             self._insert(driver, accepted)
             self._update(driver, owed, checked=not careful)
             for item in owed:
-                events.look(item.intent.bounds.ceilings, "soft")
-                events.look(item.intent.bounds.ceilings, "hard")
+                events.look(item.intent.bounds.ceilings)
             events.save(driver, self._sql)
         return events
 
@@ -410,22 +409,32 @@ class _Events:
         self._sums = sums
         self._reported = reported
         self._new: dict[Key, int] = {}
-        self.changed: dict[Ceiling, Sums] = {}
+        self._changed: dict[tuple[Key, Limit], tuple[Ceiling, Sums]] = {}
         self.found: list[LimitEvent] = []
 
-    def look(self, ceilings: Iterable[Ceiling], level: Level) -> None:
+    @property
+    def changed(self) -> Iterable[tuple[Ceiling, Sums]]:
+        """Each ceiling that was looked at, with what is used of it now."""
+        return self._changed.values()
+
+    def look(self, ceilings: Iterable[Ceiling]) -> None:
         for ceiling in ceilings:
-            key, bit = ceiling.key, reported_bit(ceiling.limit, level)
-            sums = self._sums.get(key)
+            sums = self._sums.get(ceiling.key)
             if sums is None:
                 continue
-            self.changed[ceiling] = sums
-            if (self._reported[key] | self._new.get(key, 0)) & bit:
-                continue
-            if ceiling.is_soft(sums) if level == "soft" else ceiling.is_used_up(sums):
-                self._new[key] = self._new.get(key, 0) | bit
-                share = ceiling.used(sums) / max(ceiling.amount, 1)
-                self.found.append(LimitEvent(ceiling.scope, ceiling.limit, level, ceiling.period.key, share))
+            self._changed[ceiling.key, ceiling.limit] = ceiling, sums
+            if ceiling.is_soft(sums):
+                self._report(ceiling, sums, "soft")
+            if ceiling.is_used_up(sums):
+                self._report(ceiling, sums, "hard")
+
+    def _report(self, ceiling: Ceiling, sums: Sums, level: Level) -> None:
+        key, bit = ceiling.key, reported_bit(ceiling.limit, level)
+        if (self._reported[key] | self._new.get(key, 0)) & bit:
+            return
+        self._new[key] = self._new.get(key, 0) | bit
+        share = ceiling.used(sums) / max(ceiling.amount, 1)
+        self.found.append(LimitEvent(ceiling.scope, ceiling.limit, level, ceiling.period.key, share))
 
     def save(self, driver: DriverStatements, sql: _Statements) -> None:
         for (scope, period), bits in self._new.items():

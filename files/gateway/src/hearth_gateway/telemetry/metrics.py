@@ -216,6 +216,7 @@ class Metrics:
         self._gauges["hearth_build_info"].labels(__version__, platform.python_version()).set(1)
         # Looking up a child by its labels costs more than counting; label sets are few and closed.
         self._counter = lru_cache(maxsize=4096)(lambda name, *labels: self._counters[name].labels(*labels))
+        self._limit_used = lru_cache(maxsize=1024)(self._gauges["hearth_limit_used_ratio"].labels)
         self._histogram = lru_cache(maxsize=1024)(lambda name, *labels: self._histograms[name].labels(*labels))
 
     def measure(self, name: str, read: Callable[[], float], *labels: str) -> None:
@@ -277,7 +278,7 @@ class Metrics:
     def limit_used(self, ceiling: Ceiling, sums: Sums) -> None:
         kind, _, name = ceiling.scope.partition(":")
         labels = (kind, self._people.label(name) if kind == "person" else name, ceiling.limit)
-        self._gauges["hearth_limit_used_ratio"].labels(*labels).set(ceiling.used(sums) / max(ceiling.amount, 1))
+        self._limit_used(*labels).set(ceiling.used(sums) / max(ceiling.amount, 1))
         self._limits_until[labels] = ceiling.period.end
 
     def _forget_ended_periods(self) -> None:
@@ -286,6 +287,7 @@ class Metrics:
         for labels, until in list(self._limits_until.items()):
             if until <= now and self._limits_until.pop(labels, None) is not None:
                 self._gauges["hearth_limit_used_ratio"].remove(*labels)
+                self._limit_used.cache_clear()  # or a removed series would be counted on, and never shown
 
     def exposition(self) -> bytes:
         self._forget_ended_periods()
