@@ -102,7 +102,7 @@ class Server:
         self.process.wait(30)
 
     def stop(self) -> None:
-        self.process.terminate()
+        self.process.send_signal(signal.SIGINT)  # SIGTERM would wait for clients to leave
         self.process.wait(30)
         shutil.rmtree(self.directory)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -16,6 +20,7 @@ from typing import Any
 import openai
 import pytest
 from gateway_support import SCENARIOS, SECOND_SCENARIOS, TOKEN, Gateway, Mock, wait_for
+from gateway_support import SOURCE as GATEWAY_SOURCE
 from postgres_support import PASSWORD, Database, Server
 
 Make = Callable[..., Gateway]
@@ -398,7 +403,8 @@ def test_the_house_stops_everybody_and_says_no_sums(own: Make, store: dict[str, 
     (gateway.tokens / "kitchen").write_text(other)
     assert ask(gateway, "x-normal") is None
     gateway.settled_rows()
-    client = wait_for(lambda: known(gateway, other), "the new token to count", 10)
+    wait_for(lambda: known(gateway, other), "the new token to count", 10)
+    client = gateway.client(api_key=other)
     with pytest.raises(openai.RateLimitError, match="the house has used its"):
         client.chat.completions.create(model="x-normal", messages=HELLO)
     (house,) = usage(gateway, token=other)["limits"]
@@ -406,13 +412,44 @@ def test_the_house_stops_everybody_and_says_no_sums(own: Make, store: dict[str, 
     assert usage(gateway, token=other)["total"]["attempts"] == 0, "each sees only their own"
 
 
-def known(gateway: Gateway, token: str) -> openai.OpenAI | None:
-    client = gateway.client(api_key=token)
+def known(gateway: Gateway, token: str) -> bool:
     try:
-        client.models.list()
+        return bool(gateway.client(api_key=token).models.list().data)
     except openai.AuthenticationError:
+        return False
+
+
+def test_a_person_has_limits_of_their_own_and_is_named_nowhere(own: Make, store: dict[str, Any]) -> None:
+    """Through the sign-in proxy's door; the operator gives one of them more while the gateway runs."""
+    gateway = own(tokens={"proxy": ["operator"]}, limits={"person": {"tokens_per_day": 5}}, metrics={"max_people": 1}, **store)
+
+    def say(email: str) -> Exception | None:
+        basic = base64.b64encode(f"{email}:{TOKEN}".encode()).decode()
+        headers = {"Authorization": f"Basic {basic}", "Sec-Fetch-Site": "same-origin"}
+        try:
+            gateway.client(default_headers=headers).chat.completions.create(model="sonnet", messages=HELLO)
+        except openai.APIError as error:
+            return error
+        finally:
+            gateway.settled_rows()
         return None
-    return client
+
+    assert say("ann@example.org") is None and say("bob@example.org") is None
+    error = say("ann@example.org")
+    assert isinstance(error, openai.RateLimitError) and "you have used your 5 tokens for today" in error.message
+    command = [sys.executable, "-m", "hearth_gateway", "person", "set", "ann@example.org", "--limits", '{"tokens_per_day": 1000}']
+    environment = {**os.environ, "PYTHONPATH": str(GATEWAY_SOURCE)}
+    subprocess.run([*command, "--config", str(gateway.config_file)], check=True, env=environment, capture_output=True)
+    wait_for(lambda: say("ann@example.org") is None, "the new limit to count", 10)
+    assert isinstance(say("bob@example.org"), openai.RateLimitError)
+    people = [line for line in gateway.metrics().splitlines() if "person=" in line or 'scope="person"' in line]
+    assert people and any('person="other"' in line for line in people)
+    labels = {line.partition('person="')[2].partition('"')[0] for line in people if 'person="' in line}
+    assert len(labels) == 2, "one of their own, and other"
+    told = gateway.events("limit")
+    assert {event["scope"] for event in told} == {"person"} and len({event["subject"] for event in told}) == 2
+    everything = "".join(gateway.log_lines) + gateway.metrics()
+    assert "example.org" not in everything
 
 
 @pytest.mark.parametrize("days", ["0", "367", "-1", "one", "1e2", "٣"])

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import datetime
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sqlalchemy as sa
 from postgres_support import PASSWORD, Server
 
+from hearth_gateway.clock import SystemClock
+from hearth_gateway.config import AllLimitsConfig
+from hearth_gateway.core.identity import Caller
+from hearth_gateway.core.limits import LimitBook
+from hearth_gateway.core.metering import Intent, Leg, Settlement
+from hearth_gateway.core.usage import UsageReport
 from hearth_gateway.store.database import MIGRATIONS, DatabaseError, Step, migrate, open_database
+from hearth_gateway.store.housekeeping import Housekeeper
+from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.tables import metadata
+from hearth_gateway.store.usage import SqlUsage
+from hearth_gateway.translate.events import Usage
 
 
 def test_the_migrations_make_the_tables_of_the_code(postgresql: Server) -> None:
@@ -57,6 +68,81 @@ def test_the_first_versions_insert_works_on_todays_tables(postgresql: Server) ->
             "VALUES ('r1', 1, 1700000000500, 'ann', 'sonnet', 'anthropic', 'x', true, 1, 2, 3, 1, 4, 'ok', 12, NULL)"
         )
         assert connection.execute("SELECT state, cost_nano, person FROM ledger").fetchall() == [("settled", None, None)]
+
+
+# --- what a housekeeper does -------------------------------------------------------------------
+
+BOOK = LimitBook(AllLimitsConfig(time_zone="Europe/Berlin"))
+TODAY = datetime.datetime(2026, 11, 21, 12, tzinfo=datetime.UTC).timestamp()
+
+
+class Noon(SystemClock):
+    def time(self) -> float:
+        return TODAY
+
+
+def leg(ledger: Ledger, number: int, at: float, cost_nano: int | None, settled: bool = True) -> None:
+    caller = Caller("app", "ann@example.org" if number % 2 else None)
+    intent = Intent(f"r{number}", 1, at, caller, "sonnet", "anthropic", "x", False, 10, 20, 0, cost_nano, BOOK.bounds(caller, at))
+    ledger.begin(intent)
+    if settled:
+        usage = Usage(input=number, output=1)
+        done = Leg(f"r{number}", 1, at, caller, "sonnet", "anthropic", "x", False, usage, "ok", 1, None)
+        ledger.settle(intent, Settlement(done, usage, "settled", cost_nano))
+
+
+def test_sums_of_days_lose_nothing_and_two_replicas_do_not_count_twice(postgresql: Server) -> None:
+    database = postgresql.database()
+    engine = open_database(database.url, PASSWORD)
+    ledger = Ledger(engine, lambda problem: None)
+    for number in range(40):
+        leg(ledger, number, TODAY - number * 43_200, None if number % 5 == 0 else number)
+    assert ledger.close(10) == 0
+    usage = SqlUsage(engine)
+    ann, app = Caller("proxy", "ann@example.org", browser=True), Caller("app")
+
+    def report(caller: Caller) -> object:
+        return UsageReport(usage, BOOK).of(caller, 60, TODAY)
+
+    before = report(ann), report(app)
+    keepers = [Housekeeper(engine, Noon(), BOOK.calendar, 5, f"keeper-{number}", lambda problem: None) for number in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda keeper: keeper.tidy(), keepers))
+    assert (report(ann), report(app)) == before
+    with database.connect() as connection:
+        (left,) = connection.execute("SELECT count(*) FROM ledger").fetchone() or (0,)
+        (days,) = connection.execute("SELECT count(*) FROM usage_days").fetchone() or (0,)
+        (legs,) = connection.execute("SELECT sum(legs) FROM usage_days").fetchone() or (0,)
+    assert left + legs == 40 and 0 < days <= legs
+    engine.dispose()
+
+
+def test_who_was_silent_for_half_a_minute_is_dead(postgresql: Server) -> None:
+    database = postgresql.database()
+    engine = open_database(database.url, PASSWORD)
+    ledger = Ledger(engine, lambda problem: None)
+    silent = Housekeeper(engine, Noon(), BOOK.calendar, 30, ledger.instance, lambda problem: None)
+    silent.start()
+    leg(ledger, 1, TODAY, 500, settled=False)
+    charged: list[int] = []
+
+    def charge(_provider: str, _model: str, count: int) -> None:
+        charged.append(count)
+
+    other = Housekeeper(engine, Noon(), BOOK.calendar, 30, "other", lambda problem: None, charge)
+    other.start()
+    assert charged == [], "it was there a moment ago"
+    silent.stop()
+    with database.connect() as connection:
+        connection.execute("INSERT INTO instances VALUES (%s, (EXTRACT(EPOCH FROM now()) * 1000)::BIGINT - 31000)", (ledger.instance,))
+    assert other.recover() == 1 and charged == [1]
+    with database.connect() as connection:
+        assert connection.execute("SELECT state, cost_nano FROM ledger").fetchall() == [("unknown", 500)]
+        rows = connection.execute("SELECT nano, held_nano FROM spending WHERE scope = 'house'").fetchall()
+    assert rows == [(500, 0)]
+    other.stop()
+    assert ledger.close(10) == 0
+    engine.dispose()
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_old_and_missing_prices_are_told(tmp_path: Any, capsys: pytest.CaptureFi
         "models: {m: [{provider: a, model: b, max_output_tokens: 9}]}\n"
     )
     assert main(["check-config", str(file)]) == 0, "a warning is no error"
-    assert "warning: b of a has no price" in capsys.readouterr().out
+    assert "warning: b of a has no price" in capsys.readouterr().err
 
 
 def test_every_pair_that_can_serve_is_looked_at_once() -> None:

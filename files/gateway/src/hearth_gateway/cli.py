@@ -94,8 +94,7 @@ def _check_config(arguments: argparse.Namespace) -> int:
     for problem in problems:
         _say(f"{arguments.file}: {problem}")
     for warning in warnings:
-        # To standard output: on standard error every line is a problem, and programs read it so.
-        print(f"hearth-gateway: {arguments.file}: warning: {warning}")
+        _say(f"{arguments.file}: warning: {warning}")
     return EXIT_BAD_CONFIG if problems else 0
 
 

@@ -25,7 +25,7 @@ from hearth_gateway.clock import Clock
 from hearth_gateway.core.limits import Calendar, charges_of
 from hearth_gateway.store.database import is_postgresql, reason
 from hearth_gateway.store.spending import Changes
-from hearth_gateway.store.tables import instances, ledger, spending
+from hearth_gateway.store.tables import instances, ledger, people, spending
 
 _ROUND_S = 5.0
 _DEAD_AFTER_S = 30
@@ -167,6 +167,10 @@ class Housekeeper:
                 before = (today - datetime.timedelta(days=keep_days)).isoformat()[:length]
                 old = (sa.func.length(spending.c.period) == length) & (spending.c.period < before)
                 connection.execute(sa.delete(spending).where(old))
+            # An answer that was being written while its person was forgotten has brought their sums back.
+            somebody = sa.select(sa.literal("person:").concat(people.c.email))
+            gone = spending.c.scope.like("person:%") & spending.c.scope.not_in(somebody)
+            connection.execute(sa.delete(spending).where(gone))
 
     def _oldest_row(self, until: float) -> float | None:
         with reading(self._engine) as connection:
