@@ -1,7 +1,7 @@
 # Hearth's targets. `make help` lists them; every target brings along the set-up it needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-runtime litellm trial trial-stop lint unit render gateway browser molecule test bed test-cluster \
+.PHONY: help setup setup-runtime litellm trial trial-stop lint unit render gateway test-fuzz soak browser molecule test bed test-cluster \
         test-vm bench docs build resolve-pins lock clean
 
 PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -38,6 +38,12 @@ render: setup ## Every template against the schemas
 
 gateway: setup ## The gateway against mock vendors over real HTTP
 	@$(RUN) gateway
+
+test-fuzz: setup ## 100,000 random requests in process and 5,000 over sockets (HEARTH_FUZZ_SEED=… repeats a run)
+	@HEARTH_FUZZ=100000 $(RUN) fuzz
+
+soak: setup ## Load for MINUTES (20) with a bound on the memory's slope
+	@.venv/bin/python tests/gateway/soak.py --minutes $(or $(MINUTES),20) --report build/reports/soak.json
 
 browser: setup ## The chat page in headless Chromium
 	@$(RUN) browser

@@ -44,6 +44,7 @@ LAYERS: dict[str, Layer] = {
     "unit": Layer(180, pytest=("tests/unit", "tests/docs", "files/gateway/tests")),
     "render": Layer(120, pytest=("tests/render",)),
     "gateway": Layer(300, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
+    "fuzz": Layer(1500, pytest=("tests/gateway/test_fuzz.py",), stand_ins=(VENDOR,)),
     "browser": Layer(180, pytest=("tests/browser",), stand_ins=(VENDOR,)),
     "bed": Layer(300, pytest=("tests/testbed/test_bed.py",), stand_ins=(HOSTS,)),
     "molecule": Layer(420, command=("molecule", "test", "-s", "default"), stand_ins=(HOSTS,)),

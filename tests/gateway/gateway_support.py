@@ -30,6 +30,7 @@ SECOND_MOCK = ROOT / "tests" / "mocks" / "openai_server.py"
 API_KEY = "sk-ant-test-0123456789"
 SECOND_API_KEY = "sk-litellm-test-0123456789"
 TOKEN = "operator-token-0123456789"
+BREAKER_PAUSE_S = 0.01  # of the test gateways: who wants the same fault twice waits longer than this between
 # Of the mock; each is the model `x-<scenario>` of every test gateway.
 # fmt: off
 SCENARIOS = [
@@ -121,7 +122,7 @@ class Gateway:
                 **{f"x-{name}": [{"provider": "anthropic", "model": f"mock+{name}", "max_output_tokens": 1000}] for name in SCENARIOS},
             },
             # Many tests let the same vendor fail on purpose: a breaker must not stay open into the next one.
-            "breaker": {"failures": 100, "open_s": 0.01, "max_open_s": 0.01},
+            "breaker": {"failures": 100, "open_s": BREAKER_PAUSE_S, "max_open_s": BREAKER_PAUSE_S},
             "timeouts": {"connect_s": 2, "first_token_s": 5, "idle_s": 1.5, "total_s": 30},
         }
         if second_url is not None:

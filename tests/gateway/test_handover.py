@@ -108,7 +108,7 @@ def test_two_processes_write_one_sqlite_file(own: Make) -> None:
 
     def ask(gateway: Gateway, statuses: list[int]) -> None:
         for _ in range(asked):
-            response = Connection(gateway).ask("POST", "/v1/chat/completions", {"model": "demo", **HELLO})
+            response = Connection(gateway).ask("POST", "/v1/chat/completions", {"model": "sonnet", **HELLO})
             response.read()
             statuses.append(response.status)
 
@@ -120,7 +120,7 @@ def test_two_processes_write_one_sqlite_file(own: Make) -> None:
         thread.join()
     assert statuses == [200] * (4 * asked)
     assert old.terminate() == 0
-    assert Connection(new).ask("POST", "/v1/chat/completions", {"model": "demo", **HELLO}).status == 200
+    assert Connection(new).ask("POST", "/v1/chat/completions", {"model": "sonnet", **HELLO}).status == 200
     assert new.terminate() == 0
     assert len(new.rows()) == 4 * asked + 1
     for gateway in (old, new):

@@ -62,7 +62,10 @@ BLOCK_KEYS = {
 ROLE_BLOCKS = {
     "user": {"text", "image", "document", "tool_result"},
     "assistant": {"text", "tool_use", "thinking", "redacted_thinking"},
+    "system": {"text"},
 }
+# The models that take system messages in the middle of a conversation; others answer 400.
+LATER_SYSTEM = ("claude-opus-4-8",)
 SIGNATURE = "c2lnbmVk"
 IMAGE_TYPES = {"image/png", "image/jpeg", "image/gif", "image/webp"}
 
@@ -96,7 +99,7 @@ def check_request(body: Any, version: str) -> None:
     need(output.get("format", {"type": "json_schema"})["type"] == "json_schema", "output_config.format.type: must be json_schema")
     need(set(body.get("metadata", {})) <= {"user_id"}, "metadata: Extra inputs are not permitted")
     tools = check_tools(body)
-    check_messages(body["messages"], tools)
+    check_messages(body["messages"], tools, body["model"].startswith(LATER_SYSTEM))
     need(count_cache_control(body) <= 4, "A maximum of 4 blocks with cache_control may be provided")
 
 
@@ -113,7 +116,7 @@ def check_thinking(body: Json) -> None:
         need(body.get("temperature", 1) == 1 and "top_k" not in body, "temperature, top_k: not together with thinking")
 
 
-def check_messages(messages: list[Any], tools: set[str]) -> None:
+def check_messages(messages: list[Any], tools: set[str], later_system: bool) -> None:
     need(messages, "messages: at least one message is required")
     previous_role = None
     open_calls: set[str] = set()
@@ -121,6 +124,10 @@ def check_messages(messages: list[Any], tools: set[str]) -> None:
         need(isinstance(message, dict) and set(message) == {"role", "content"}, f"messages.{index}: bad keys")
         role = message["role"]
         need(role in ROLE_BLOCKS, f"messages.{index}.role: must be user or assistant")
+        if role == "system":
+            need(later_system, "role 'system' is not supported on this model")
+            following = messages[index + 1]["role"] if index + 1 < len(messages) else "assistant"
+            need(previous_role == "user" and following == "assistant", f"messages.{index}: system must stand between user and assistant")
         # The vendor would join neighbours; Bedrock, which gets the same history, refuses them.
         need(role != previous_role, f"messages.{index}: roles must alternate")
         need(index or role == "user", "messages: first message must use the user role")

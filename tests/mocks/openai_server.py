@@ -60,9 +60,9 @@ MESSAGE_KEYS = {
     "system": {"role", "content"},
     "developer": {"role", "content"},
     "user": {"role", "content", "name"},
-    # `reasoning_content` and `thinking_blocks` are LiteLLM's: how signed reasoning goes back to the model.
+    # `thinking_blocks` (how signed reasoning goes back to the model) and `cache_control` are LiteLLM's.
     "assistant": {"role", "content", "tool_calls", "reasoning_content", "thinking_blocks"},
-    "tool": {"role", "content", "tool_call_id"},
+    "tool": {"role", "content", "tool_call_id", "cache_control"},
 }
 PARTS = {
     "system": {"text"},

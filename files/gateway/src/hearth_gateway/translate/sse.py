@@ -17,7 +17,7 @@ class SseParser:
 
     def __init__(self, max_event_bytes: int) -> None:
         self._max = max_event_bytes
-        self._tail = b""  # the line that has no end yet
+        self._tail = bytearray()  # the line that has no end yet
         self._skip_lf = False  # the last chunk ended in CR: a LF that follows belongs to it
         self._first = True
         self._name = ""
@@ -33,11 +33,16 @@ class SseParser:
         if not chunk:
             return []
         if self._tail:
-            chunk = self._tail + chunk
-            self._tail = b""
+            if not self._first and b"\n" not in chunk and b"\r" not in chunk:
+                # Joining and cutting a long line anew with each of its pieces would take time by its square.
+                self._tail += chunk
+                self._check(len(self._tail))
+                return []
+            chunk = bytes(self._tail) + chunk
+            self._tail.clear()
         if self._first:
             if len(chunk) < len(_BOM) and _BOM.startswith(chunk):
-                self._tail = chunk
+                self._tail = bytearray(chunk)
                 return []
             self._first = False
             chunk = chunk.removeprefix(_BOM)
@@ -45,7 +50,7 @@ class SseParser:
         for line in chunk.splitlines(keepends=True):  # bytes: cuts at CR, LF and CRLF, nothing else
             stripped = line.rstrip(b"\r\n")
             if len(stripped) == len(line):
-                self._tail = line
+                self._tail = bytearray(line)
                 self._check(len(line))
                 break
             self._skip_lf = line[-1:] == b"\r"
@@ -59,7 +64,8 @@ class SseParser:
         """The stream is over: also return a last event that had no blank line after it."""
         events: list[tuple[str, bytes]] = []
         if self._tail:
-            tail, self._tail = self._tail, b""
+            tail = bytes(self._tail)
+            self._tail.clear()
             self._line(tail, events)
         self._dispatch(events)
         return events
