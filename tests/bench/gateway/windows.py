@@ -77,10 +77,12 @@ def measure(binary: Path, target: Target, load: Load) -> Result:
 
 
 def warm_up(binary: Path, targets: Sequence[Target], loads: Iterable[Load]) -> None:
-    """The first requests import modules, open connections and fill caches; nobody's numbers should have them."""
+    """The first requests import modules, open connections and make people known; nobody's numbers should have them."""
     for scenario in {load.scenario.name: load.scenario for load in loads if load.kind == "closed"}.values():
         for target in targets:
-            shoot(binary, target, Load("warm-up", "closed", scenario, ("-c", "4", "-seconds", "2")))
+            # With people: so many that each of them has asked once.
+            length = ("-c", "16", "-requests", "250") if target.people else ("-c", "4", "-seconds", "2")
+            shoot(binary, target, Load("warm-up", "closed", scenario, length))
 
 
 def run_rounds(
