@@ -85,13 +85,17 @@ class Line:
     address: str | None = None
 
 
+def _raw_lines(text: str) -> list[str]:
+    return text.replace("\r\n", "\n").split("\n")
+
+
 def parse(text: str) -> list[Line]:
     """The lines of a list. Upper case, blanks around an address and CRLF are read, and written back plain.
 
     :raises MalformedListError: with the number of every line that is not plain.
     """
     lines, problems = [], []
-    for number, raw in enumerate(text.replace("\r\n", "\n").split("\n"), start=1):
+    for number, raw in enumerate(_raw_lines(text), start=1):
         if raw.startswith("\ufeff"):
             problems.append((number, "begins with a byte order mark, which hides the line from the proxy"))
         elif raw.startswith("#"):
@@ -115,6 +119,57 @@ def parse(text: str) -> list[Line]:
     if problems:
         raise MalformedListError(problems)
     return lines
+
+
+def _mended_line(raw: str) -> list[str]:
+    """A line that is not plain, made plain: its first address if it has one, and the rest as a comment."""
+    bare = raw.replace("\ufeff", "").strip()
+    if not bare or bare.startswith("#"):
+        return [bare]
+    # The first column, as the proxy reads it; never another one, so that mending lets in nobody whom no line names first.
+    first = re.split(r"[,#]", bare, maxsplit=1)[0].replace('"', "")
+    try:
+        address = normalise(first)
+    except EmailError:
+        return [f"# not an address: {bare}"]
+    return [address] if address == bare.replace('"', "").lower() else [f"# mended: {bare}", address]
+
+
+@dataclass(frozen=True)
+class Mend:
+    """What was done to a line that was not plain."""
+
+    number: int
+    problem: str
+    became: str
+
+
+def mended(text: str) -> tuple[str, list[Mend]]:
+    """The list with every line plain, and what that took. Nothing is lost: what is no address stays as a comment."""
+    try:
+        parse(text)
+    except MalformedListError as error:
+        problems = dict(error.problems)
+    else:
+        return text, []
+    lines: list[str] = []
+    mends = []
+    for number, raw in enumerate(_raw_lines(text), start=1):
+        new = _mended_line(raw) if number in problems else [raw]
+        if number in problems:
+            mends.append(Mend(number, problems[number], " / ".join(new)))
+        lines += new
+    return render(parse("\n".join(lines))), mends
+
+
+def readable(text: str) -> tuple[list[str], list[tuple[int, str]]]:
+    """The addresses on the plain lines of a list, and the problems of the others by line number. Never raises."""
+    try:
+        return listed(text), []
+    except MalformedListError as error:
+        bad = {number for number, _ in error.problems}
+        plain = [raw for number, raw in enumerate(_raw_lines(text), start=1) if number not in bad]
+        return listed("\n".join(plain)), error.problems
 
 
 def render(lines: Iterable[Line]) -> str:
@@ -152,3 +207,8 @@ def with_absent(text: str, addresses: Sequence[str]) -> str:
     """The list without these addresses. Comments and order stay."""
     gone = set(addresses)
     return render(line for line in parse(text) if line.address not in gone)
+
+
+def with_exactly(text: str, addresses: Sequence[str]) -> str:
+    """The list with these addresses and no others. Comments stay, and so does the order of those who stay."""
+    return with_present(with_absent(text, [address for address in listed(text) if address not in addresses]), addresses)

@@ -13,15 +13,18 @@ import contextlib
 import http.client
 import json
 import os
+import secrets
 import socket
 import ssl
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.homelab.hearth.plugins.module_utils._kubeconfig import KubeconfigError, read_kubeconfig
+from ansible_collections.homelab.hearth.plugins.module_utils._objects import mounts
 
 try:
     import yaml
@@ -39,6 +42,12 @@ ANSWER_TIMEOUT_S = 60.0
 # How often a request is sent again that the API server asks to repeat (too many requests, or just starting).
 ATTEMPTS = 4
 LONGEST_PAUSE_S = 10.0
+# How often a change is begun again because somebody else was faster. Enough for twenty operators at once; each
+# attempt costs some 10 ms.
+RACES = 60
+
+# Labels of what modules make for themselves. No component label: no role renders such an object, so none may prune it.
+LABELS = {"app.kubernetes.io/part-of": "hearth", "app.kubernetes.io/managed-by": "hearth"}
 
 
 class ClusterError(Exception):
@@ -314,6 +323,16 @@ class Cluster:
         """Replace; with a resourceVersion in it, a ClusterError with status 409 when somebody else was faster."""
         return self._write("change", "PUT", definition, self._address(definition))
 
+    def annotate(self, definition: Object, annotations: dict[str, str]) -> None:
+        """Set annotations. An object that is gone already needs none."""
+        meta = {**{key: definition["metadata"].get(key) for key in ("name", "namespace")}, "annotations": annotations}
+        change = {"apiVersion": definition["apiVersion"], "kind": definition["kind"], "metadata": meta}
+        try:
+            self._write("annotate", "PATCH", change, self._address(change), "application/merge-patch+json")
+        except ClusterError as error:
+            if error.status != http.client.NOT_FOUND:
+                raise
+
     def delete(self, definition: Object) -> None:
         """Delete, with what it owns following in the background. Gone already is fine."""
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
@@ -324,3 +343,67 @@ class Cluster:
         except ClusterError as error:
             if error.status != http.client.NOT_FOUND:
                 raise
+
+
+# --- what several modules do with these verbs
+
+
+def until_undisturbed(attempt: Callable[[], Any], what: str) -> Any:
+    """The result of an attempt that reads, changes and writes, begun again when somebody else wrote in between.
+
+    :param attempt: raises a ClusterError with status 409 when what it read is no longer the newest.
+    :param what: names what is changed, for the error.
+    :raises ClusterError: it never rested.
+    """
+    for race in range(1, RACES + 1):
+        try:
+            return attempt()
+        except ClusterError as error:
+            if error.status != http.client.CONFLICT:
+                raise
+        # Apart by chance, so that the same two do not meet again.
+        time.sleep(secrets.randbelow(20 + 10 * min(race, 20)) / 1000)
+    raise ClusterError(f"{what} was changed by others {RACES} times in a row; run again", http.client.CONFLICT)
+
+
+def ensure_namespace(cluster: Cluster, name: str, create: bool, way_out: str) -> bool:
+    """Whether the namespace is there (now). False only in check mode: then it would be created.
+
+    :param way_out: what to do about one that is missing, for the error.
+    :raises ClusterError: it is not there, and was not to be created.
+    """
+    if cluster.get("v1", "Namespace", name) is not None:
+        return True
+    if not create:
+        raise ClusterError(f"there is no namespace {name}: {way_out}")
+    try:
+        cluster.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": LABELS}})
+    except ClusterError as error:
+        # Another operator made it in this very moment.
+        if error.status != http.client.CONFLICT:
+            raise
+    return not cluster.dry_run
+
+
+def hurry(cluster: Cluster, kind: str, namespace: str, name: str) -> list[str]:
+    """Have the kubelets bring a changed ConfigMap or Secret into the pods that mount it; returns the pods told now.
+
+    By itself a kubelet looks at a pod's volumes about once a minute. It also looks when the pod changes, so each pod
+    is given the version as an annotation: the new content is in it within half a second. A pod that was made after the
+    change, or has this version in its annotation, is left alone.
+    """
+    stored = cluster.get("v1", kind, name, namespace)
+    if stored is None or cluster.dry_run:
+        return []
+    # The part behind the slash has at most 63 characters and ends in a letter or digit.
+    key = f"{kind.lower()}-{name}"[:63].rstrip("-._")
+    seen = {f"hearth.homelab/{key}": stored["metadata"]["resourceVersion"]}
+    changed_at = max((str(entry.get("time") or "") for entry in stored["metadata"].get("managedFields") or []), default="")
+    told = []
+    for pod in cluster.find("v1", "Pod", "", namespace):
+        meta = pod["metadata"]
+        newer = changed_at and meta["creationTimestamp"] > changed_at
+        if mounts(pod, kind, name) and not newer and not seen.items() <= (meta.get("annotations") or {}).items():
+            cluster.annotate(pod, seen)
+            told.append(f"{namespace}/{meta['name']}")
+    return told

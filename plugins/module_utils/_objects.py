@@ -112,6 +112,19 @@ def redacted(stored: Mapping[str, Any] | None) -> Object:
     return plain
 
 
+def mounts(pod: Mapping[str, Any], kind: str, name: str) -> bool:
+    """Whether a pod that is not ending has this ConfigMap or Secret as a volume, alone or among others."""
+    if pod["metadata"].get("deletionTimestamp") or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):
+        return False
+    # A volume calls a Secret's name secretName, a part of a projected volume calls it name.
+    source, field = ("secret", "secretName") if kind == "Secret" else ("configMap", "name")
+    for volume in (pod.get("spec") or {}).get("volumes") or []:
+        parts = (volume.get("projected") or {}).get("sources") or []
+        if (volume.get(source) or {}).get(field) == name or any((part.get(source) or {}).get("name") == name for part in parts):
+            return True
+    return False
+
+
 def not_ready(stored: Mapping[str, Any]) -> str | None:
     """What a workload still lacks, or None when it is as wanted. Other kinds are ready when they are stored."""
     kind, spec, status = stored["kind"], stored.get("spec") or {}, stored.get("status") or {}

@@ -75,7 +75,7 @@ class FakeCluster:
         return copy.deepcopy(self.objects.get((kind, namespace, name)))
 
     def find(self, api_version: str, kind: str, selector: str, namespace: str | None = None) -> list[Object]:
-        wanted = dict(part.split("=", 1) for part in selector.split(","))
+        wanted = dict(part.split("=", 1) for part in selector.split(",") if part)
         return [
             copy.deepcopy(stored)
             for (stored_kind, stored_namespace, _), stored in self.objects.items()
@@ -89,6 +89,12 @@ class FakeCluster:
         if self.on_apply is not None and not self.dry_run:
             self.on_apply(self.objects[self._key(definition)])
         return stored
+
+    def annotate(self, found: Object, annotations: dict[str, str]) -> None:
+        current = self.objects.get(self._key(found))
+        if current is not None and not self.dry_run:
+            current["metadata"].setdefault("annotations", {}).update(annotations)
+            self.writes.append(f"annotate {found['kind']} {found['metadata']['name']}")
 
     def create(self, definition: Object) -> Object:
         if self._key(definition) in self.objects:

@@ -109,6 +109,45 @@ def test_commas_and_quotes_in_comments_are_comments() -> None:
     assert emails.listed(text) == ["ann@example.org"]
 
 
+@pytest.mark.parametrize(
+    ("line", "becomes"),
+    [
+        ("\ufeffann@example.org", "ann@example.org\n"),
+        ("\ufeff# note", "# note\n"),
+        ("\ufeff", ""),
+        ('"Ann@example.org"', "ann@example.org\n"),
+        ("ann@example.org # my sister", "# mended: ann@example.org # my sister\nann@example.org\n"),
+        (" # indented", "# indented\n"),
+        ("ann@example.org,guest", "# mended: ann@example.org,guest\nann@example.org\n"),
+        # The proxy reads the first column only: mending must not let in the second.
+        ("ann@example.org,ben@example.org", "# mended: ann@example.org,ben@example.org\nann@example.org\n"),
+        ("guest,ann@example.org", "# not an address: guest,ann@example.org\n"),
+        ("*@example.org", "# not an address: *@example.org\n"),
+        ("*", "# not an address: *\n"),
+        ("ann lee", "# not an address: ann lee\n"),
+    ],
+)
+def test_a_malformed_line_is_mended_without_losing_a_word(line: str, becomes: str) -> None:
+    text, mends = emails.mended(line)
+    assert text == becomes
+    assert [mend.number for mend in mends] == [1]
+    assert emails.mended(text) == (text, []), "a mended list is plain"
+
+
+def test_mending_leaves_plain_lines_as_they_are() -> None:
+    text, mends = emails.mended(f"{LIST}dee@example.org,x\n")
+    assert text == f"{LIST}# mended: dee@example.org,x\ndee@example.org\n"
+    assert [(mend.number, mend.became) for mend in mends] == [(LIST.count("\n") + 1, "# mended: dee@example.org,x / dee@example.org")]
+    # Nothing to mend: not even upper case or a missing newline is touched.
+    assert emails.mended("ANN@example.org") == ("ANN@example.org", [])
+
+
+def test_what_can_be_read_of_a_malformed_list() -> None:
+    people, problems = emails.readable("ann@example.org\nx,y\nBen@example.org\n")
+    assert people == ["ann@example.org", "ben@example.org"]
+    assert [number for number, _ in problems] == [2]
+
+
 ADDRESSES = st.from_regex(r"\A[a-z]{1,8}@[a-z]{1,6}\.(org|kr)\Z")
 TEXTS = st.lists(st.one_of(ADDRESSES, ADDRESSES.map(str.upper), st.just(""), st.just("# note, with a comma"))).map("\n".join)
 
@@ -125,5 +164,19 @@ def test_whatever_is_done_the_proxy_reads_exactly_the_people(text: str, people: 
     added = emails.with_present(text, people)
     assert as_the_proxy(added) == as_the_proxy(text) | set(people)
     assert emails.with_present(added, people) == added, "a second time changes nothing"
+    exact = emails.with_exactly(text, people)
+    assert as_the_proxy(exact) == set(people)
+    assert [line for line in exact.split("\n") if line.startswith("#")] == [line for line in text.split("\n") if line.startswith("#")]
     assert as_the_proxy(emails.with_absent(added, people)) == as_the_proxy(text) - set(people)
     assert added == "" or (added.endswith("\n") and not added.endswith("\n\n"))
+
+
+@given(st.text(alphabet='ab@.,"#* \t\ufeff\r\né', max_size=60), st.lists(ADDRESSES, max_size=2))
+def test_whatever_a_list_looked_like_it_is_plain_after_mending(text: str, people: list[str]) -> None:
+    plain, mends = emails.mended(text)
+    was, problems = emails.readable(text)
+    assert [(mend.number, mend.problem) for mend in mends] == problems
+    assert emails.readable(plain)[1] == []
+    assert set(was) <= set(emails.listed(plain)), "nobody on a sound line is lost"
+    assert emails.mended(plain) == (plain, [])
+    assert set(emails.listed(emails.with_exactly(plain, people))) == set(people)

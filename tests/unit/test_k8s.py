@@ -18,6 +18,8 @@ import pytest
 import yaml
 from ansible_collections.homelab.hearth.plugins.module_utils import _k8s
 
+from tests.unit.fake_cluster import FakeCluster, Object
+
 
 def kubeconfig(path: Path, server: str = "https://127.0.0.1:6443", context: str = "hearth") -> str:
     document = {
@@ -262,3 +264,98 @@ def test_a_busy_server_is_asked_again_and_not_for_ever(api: Api, tmp_path: Path)
     with pytest.raises(_k8s.ClusterError, match="HTTP 429: slow down"):
         one.apply(CONFIG)
     assert len(api.next) == 10 - _k8s.ATTEMPTS
+
+
+def test_an_annotation_is_merged_into_what_is_there(api: Api, tmp_path: Path) -> None:
+    one = cluster(api, tmp_path)
+    one.annotate({**CONFIG, "data": {"a": "1"}}, {"seen": "7"})
+    verb, path, headers, body = api.seen[-1]
+    assert (verb, path) == ("PATCH", "/api/v1/namespaces/hearth/configmaps/a?fieldManager=hearth")
+    assert headers["Content-Type"] == "application/merge-patch+json"
+    assert body["metadata"] == {"name": "a", "namespace": "hearth", "annotations": {"seen": "7"}}
+    assert "data" not in body
+    api.next = [GONE]
+    one.annotate(CONFIG, {"seen": "7"})
+    api.next = [(403, {}, {"message": "forbidden"})]
+    with pytest.raises(_k8s.ClusterError, match="cannot annotate ConfigMap hearth/a: HTTP 403: forbidden"):
+        one.annotate(CONFIG, {"seen": "7"})
+
+
+# --- what modules do with the verbs, in memory
+
+
+def test_a_change_starts_again_while_others_are_faster_and_only_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(_k8s.time, "sleep", pauses.append)
+    answers = iter([409, 409, 200])
+
+    def attempt() -> str:
+        status = next(answers)
+        if status != 200:
+            raise _k8s.ClusterError("refused", status)
+        return "done"
+
+    assert _k8s.until_undisturbed(attempt, "the list") == "done"
+    assert len(pauses) == 2
+    answers = iter([403])
+    with pytest.raises(_k8s.ClusterError, match="refused"):
+        _k8s.until_undisturbed(attempt, "the list")
+    answers = iter([409] * 1000)
+    with pytest.raises(_k8s.ClusterError, match=f"the list was changed by others {_k8s.RACES} times in a row; run again"):
+        _k8s.until_undisturbed(attempt, "the list")
+
+
+def pod(name: str, *volumes: Object, **more: Any) -> Object:
+    return {
+        "apiVersion": "v1", "kind": "Pod", "metadata": {"name": name, "namespace": "hearth"}, "spec": {"volumes": list(volumes)}, **more,
+    }  # fmt: skip
+
+
+def test_only_pods_that_mount_the_changed_thing_are_told_and_each_once() -> None:
+    fake = FakeCluster()
+    fake.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hearth"}})
+    fake.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tokens", "namespace": "hearth"}, "data": {}})
+    own, others = {"secret": {"secretName": "tokens"}}, {"configMap": {"name": "tokens"}}
+    fake.create(pod("reader", {"emptyDir": {}}, own))
+    fake.create(pod("projected", {"projected": {"sources": [{"serviceAccountToken": {}}, {"secret": {"name": "tokens"}}]}}))
+    fake.create(pod("other-kind", others))
+    fake.create(pod("finished", own, status={"phase": "Succeeded"}))
+    fake.create(pod("without"))
+    assert _k8s.hurry(fake, "Secret", "hearth", "tokens") == ["hearth/reader", "hearth/projected"]
+    assert _k8s.hurry(fake, "Secret", "hearth", "tokens") == [], "they have this version already"
+    fake.replace({**fake.objects[("Secret", "hearth", "tokens")], "data": {"a": "YQ=="}})
+    assert _k8s.hurry(fake, "Secret", "hearth", "tokens") == ["hearth/reader", "hearth/projected"]
+    assert _k8s.hurry(fake, "Secret", "hearth", "absent") == []
+
+
+def test_a_pod_that_began_after_the_change_has_it_already() -> None:
+    fake = FakeCluster()
+    fake.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hearth"}})
+    fake.create({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "tokens", "namespace": "hearth"}, "data": {}})
+    for name in ("before", "in-the-same-second", "after"):
+        fake.create(pod(name, {"secret": {"secretName": "tokens"}}))
+    fake.objects[("Secret", "hearth", "tokens")]["metadata"]["managedFields"] = [{"time": "2026-11-21T10:00:05Z"}, {"manager": "x"}]
+    for name, second in (("before", 4), ("in-the-same-second", 5), ("after", 6)):
+        fake.objects[("Pod", "hearth", name)]["metadata"]["creationTimestamp"] = f"2026-11-21T10:00:0{second}Z"
+    assert _k8s.hurry(fake, "Secret", "hearth", "tokens") == ["hearth/before", "hearth/in-the-same-second"]
+
+
+def test_the_annotation_of_a_long_name_is_one_that_the_api_server_takes() -> None:
+    fake = FakeCluster()
+    name = "a" * 52 + "-.-" + "b" * 40
+    fake.create({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "hearth"}})
+    fake.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "namespace": "hearth"}})
+    fake.create(pod("reader", {"configMap": {"name": name}}))
+    assert _k8s.hurry(fake, "ConfigMap", "hearth", name)
+    (key,) = fake.objects[("Pod", "hearth", "reader")]["metadata"]["annotations"]
+    assert key == "hearth.homelab/configmap-" + "a" * 52
+
+
+@pytest.mark.parametrize(("create", "check_mode", "there"), [(True, False, True), (True, True, False)])
+def test_a_missing_namespace_is_made_when_asked(create: bool, check_mode: bool, there: bool) -> None:
+    fake = FakeCluster()
+    fake.dry_run = check_mode
+    assert _k8s.ensure_namespace(fake, "hearth", create, "deploy it first") is there
+    assert (("Namespace", None, "hearth") in fake.objects) is there
+    with pytest.raises(_k8s.ClusterError, match="there is no namespace other: deploy it first"):
+        _k8s.ensure_namespace(fake, "other", False, "deploy it first")

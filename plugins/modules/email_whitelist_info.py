@@ -1,0 +1,124 @@
+#!/usr/bin/python
+# Copyright (c) The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""Who may sign in, without changing it."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+---
+module: email_whitelist_info
+short_description: Tell who may sign in
+version_added: 0.2.0
+description:
+  - Reads the list of addresses that the sign-in proxy lets in.
+  - A malformed list is no failure here. Its faults are returned by line, beside the addresses on the lines that are
+    sound. The proxy may be using an older list then.
+options:
+  namespace:
+    description: Namespace of the ConfigMap.
+    type: str
+    default: public-ingress
+  name:
+    description: Name of the ConfigMap.
+    type: str
+    default: oauth2-proxy-emails
+  key:
+    description: Key of the list in the ConfigMap.
+    type: str
+    default: restricted_user_access
+extends_documentation_fragment:
+  - homelab.hearth.kubeconfig
+attributes:
+  check_mode:
+    support: full
+    description: Only reads.
+  diff_mode:
+    support: none
+    description: Nothing is changed.
+seealso:
+  - module: homelab.hearth.email_whitelist
+author:
+  - The Hearth developers (@hearth)
+"""
+
+EXAMPLES = r"""
+- name: Read the list
+  homelab.hearth.email_whitelist_info:
+    kubeconfig: ~/.kube/hearth.yaml
+  register: people
+  delegate_to: localhost
+
+- name: Refuse to go on with a list that the proxy would ignore
+  ansible.builtin.assert:
+    that: people.problems == []
+"""
+
+RETURN = r"""
+exists:
+  description: Whether there is a list. Without one the proxy does not start, or goes on with the list that it read last.
+  returned: always
+  type: bool
+emails:
+  description: Who is in the list.
+  returned: always
+  type: list
+  elements: str
+problems:
+  description: What is wrong with lines that are neither an address nor a comment.
+  returned: always
+  type: list
+  elements: dict
+  contains:
+    line:
+      description: Number of the line.
+      type: int
+    problem:
+      description: What is wrong with it.
+      type: str
+text:
+  description: The list as it stands, with its comments.
+  returned: always
+  type: str
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.hearth.plugins.module_utils._emails import readable
+from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError
+
+
+def run(module: AnsibleModule) -> dict[str, Any]:
+    params = module.params
+    cluster = Cluster(module, "hearth-email-whitelist")
+    stored = cluster.get("v1", "ConfigMap", params["name"], params["namespace"])
+    text = ((stored or {}).get("data") or {}).get(params["key"])
+    emails, problems = readable(text or "")
+    return {
+        "exists": text is not None,
+        "emails": emails,
+        "problems": [{"line": number, "problem": problem} for number, problem in problems],
+        "text": text or "",
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "namespace": {"type": "str", "default": "public-ingress"},
+            "name": {"type": "str", "default": "oauth2-proxy-emails"},
+            "key": {"type": "str", "default": "restricted_user_access", "no_log": False},
+            **AUTH_SPEC,
+        },
+        supports_check_mode=True,
+    )
+    try:
+        module.exit_json(changed=False, **run(module))
+    except ClusterError as error:
+        text = str(error)
+        module.fail_json(msg=text[:1].upper() + text[1:])
+
+
+if __name__ == "__main__":
+    main()
