@@ -13,7 +13,7 @@ refuses to start instead of writing wrong rows.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,29 +67,54 @@ def is_postgresql(engine: sa.Engine) -> bool:
     return engine.dialect.name == "postgresql"
 
 
-class DriverStatements:
-    """Runs statements on the driver's own cursors, inside the transaction that ``connection`` is in.
+class DriverConnection:
+    """A connection of the driver's own, and transactions on it, for what runs with every request.
 
-    For what runs with every request: SQLAlchemy's bookkeeping for a statement costs several times what
-    SQLite needs for the statement itself. Raises ``DBAPIError``, as a ``Connection`` does.
+    SQLAlchemy's bookkeeping for a transaction costs several times what SQLite needs for its statements.
+    Every method raises ``SQLAlchemyError``, as a ``Connection`` does. For one thread at a time.
     """
 
-    def __init__(self, connection: sa.Connection) -> None:
-        self.dialect = connection.dialect
-        self._driver: Any = connection.connection.dbapi_connection
-        self._fault = connection.dialect.loaded_dbapi.Error
+    def __init__(self, engine: sa.Engine) -> None:
+        self.dialect = engine.dialect
+        self._fault = engine.dialect.loaded_dbapi.Error
+        self._is_sqlite = not is_postgresql(engine)
+        try:
+            self._pooled = engine.raw_connection()
+        except self._fault as error:
+            raise sa.exc.DBAPIError("connect", None, error) from None
+        self._cursor: Any = self._pooled.cursor()
+
+    def begin(self) -> None:
+        """PostgreSQL's driver begins by itself, with the first statement."""
+        if self._is_sqlite:
+            self.exec_driver_sql(_BEGIN_WRITING)
 
     def exec_driver_sql(self, statement: str, parameters: tuple[Any, ...] | list[tuple[Any, ...]] = ()) -> Any:
-        """The driver's cursor. A list of parameters runs the statement once for each."""
-        cursor = self._driver.cursor()
+        """A cursor, good until the next statement. A list of parameters runs the statement once for each."""
         try:
             if isinstance(parameters, list):
-                cursor.executemany(statement, parameters)
+                self._cursor.executemany(statement, parameters)
             else:
-                cursor.execute(statement, parameters)
+                self._cursor.execute(statement, parameters)
         except self._fault as error:
             raise sa.exc.DBAPIError(statement, None, error) from None
-        return cursor
+        return self._cursor
+
+    def commit(self) -> None:
+        self._end(self._pooled.commit)
+
+    def rollback(self) -> None:
+        self._end(self._pooled.rollback)
+
+    def close(self) -> None:
+        """Not back into the pool: it may be broken, or changed in a way that the next user does not expect."""
+        self._pooled.invalidate()
+
+    def _end(self, how: Callable[[], None]) -> None:
+        try:
+            how()
+        except self._fault as error:
+            raise sa.exc.DBAPIError(how.__name__, None, error) from None
 
 
 # --- SQLite ------------------------------------------------------------------------------------
@@ -116,10 +141,14 @@ def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
     cursor.close()
 
 
+# IMMEDIATE: a transaction that starts reading and then writes can fail with "database is locked" at
+# once, busy timeout or not.
+_BEGIN_WRITING = "BEGIN IMMEDIATE"
+
+
 def _begin(connection: sa.Connection) -> None:
-    # IMMEDIATE: a transaction that starts reading and then writes can fail with "database is locked"
-    # at once, busy timeout or not. One that says that it only reads need not wait for the writer.
-    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads_only") else "BEGIN IMMEDIATE")
+    # A transaction that says that it only reads need not wait for the writer.
+    connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reads_only") else _BEGIN_WRITING)
 
 
 # --- PostgreSQL --------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ import sqlalchemy as sa
 from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, Limit, LimitEvent, Rate, Sums, reported_bit
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.store.database import DriverStatements, is_postgresql, reason
+from hearth_gateway.store.database import DriverConnection, is_postgresql, reason
 from hearth_gateway.store.spending import Changes, driver_text
 
 # Settlements without an intent to ride with are written after this time.
@@ -199,6 +199,10 @@ class Ledger:
 class _NotOpenError(Exception):
     """Some row to settle is not an intent (any more): the careful way has to be taken."""
 
+    def __init__(self, driver: DriverConnection) -> None:
+        super().__init__()
+        self.driver = driver
+
 
 class _Writer:
     """One transaction at a time, on a connection of its own."""
@@ -214,7 +218,7 @@ class _Writer:
         self._instance = instance
         self._on_limit = on_limit
         self._on_sums = on_sums
-        self._connection: sa.Connection | None = None
+        self._driver: DriverConnection | None = None
         self._sql = _Statements(is_postgresql(engine))
         # After a failure nobody knows whether the last commit happened.
         self._careful = False
@@ -228,14 +232,12 @@ class _Writer:
         try:
             try:
                 events = self._transaction(begins, settles, careful)
-            except _NotOpenError:
+            except _NotOpenError as found:
+                found.driver.rollback()
                 events = self._transaction(begins, settles, careful=True)
         except BaseException:
             self._careful = True
-            if self._connection is not None:
-                # Not back into the pool: it may be broken, or in the relaxed mode that the next user does not expect.
-                self._connection.invalidate()
-            self.close()
+            self.close()  # which takes back what was not committed
             raise
         self._careful = False
         for event in events.found:
@@ -244,52 +246,51 @@ class _Writer:
             self._on_sums(ceiling, sums)
 
     def close(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        if self._driver is not None:
+            self._driver.close()
+            self._driver = None
 
     def _transaction(self, begins: list[_Begin], settles: list[_Settle], careful: bool) -> _Events:
-        connection = self._connection
-        if connection is None:
-            connection = self._connection = self._engine.connect()
+        driver = self._driver
+        if driver is None:
+            driver = self._driver = DriverConnection(self._engine)
             self._relaxed = False
         relaxed = not begins
-        self._relax_sqlite(connection, relaxed)
-        with connection.begin():
-            driver = DriverStatements(connection)
-            if relaxed and self._sql.postgresql:
-                # A settlement that a power cut takes back is an intent again: charged, as unknown.
-                driver.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
-            owed = _careful(driver, self._sql, settles) if careful else [_plain(item) for item in settles if item.settlement]
-            changes = Changes()
-            for item in owed:
-                item.charge(changes)
-            for begin in begins:
-                _hold(changes, begin.intent, 1)
-            sums, reported = changes.apply(driver)
-            accepted, refused = self._decide(driver, begins, dict(sums))
-            events = _Events(sums, reported)
-            if refused:
-                back = Changes()
-                for begin in refused:
-                    _hold(back, begin.intent, -1)
-                back.apply(driver)
-            self._insert(driver, accepted)
-            self._update(driver, owed, checked=not careful)
-            for item in owed:
-                events.look(item.intent.bounds.ceilings)
-            events.save(driver, self._sql)
+        self._relax_sqlite(driver, relaxed)
+        driver.begin()
+        if relaxed and self._sql.postgresql:
+            # A settlement that a power cut takes back is an intent again: charged, as unknown.
+            driver.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+        owed = _careful(driver, self._sql, settles) if careful else [_plain(item) for item in settles if item.settlement]
+        changes = Changes()
+        for item in owed:
+            item.charge(changes)
+        for begin in begins:
+            _hold(changes, begin.intent, 1)
+        sums, reported = changes.apply(driver)
+        accepted, refused = self._decide(driver, begins, dict(sums))
+        events = _Events(sums, reported)
+        if refused:
+            back = Changes()
+            for begin in refused:
+                _hold(back, begin.intent, -1)
+            back.apply(driver)
+        self._insert(driver, accepted)
+        self._update(driver, owed, checked=not careful)
+        for item in owed:
+            events.look(item.intent.bounds.ceilings)
+        events.save(driver, self._sql)
+        driver.commit()
         return events
 
-    def _relax_sqlite(self, connection: sa.Connection, relaxed: bool) -> None:
+    def _relax_sqlite(self, driver: DriverConnection, relaxed: bool) -> None:
         """In WAL mode NORMAL leaves the flush to a later commit: a settlement that is lost with the power
         is an intent again, and charged as unknown. SQLite takes the word outside of a transaction only."""
         if relaxed != self._relaxed and not self._sql.postgresql:
-            raw: Any = connection.connection.dbapi_connection
-            raw.execute("PRAGMA synchronous = " + ("NORMAL" if relaxed else "FULL"))
+            driver.exec_driver_sql("PRAGMA synchronous = " + ("NORMAL" if relaxed else "FULL"))
             self._relaxed = relaxed
 
-    def _decide(self, driver: DriverStatements, begins: list[_Begin], sums: dict[Key, Sums]) -> tuple[list[_Begin], list[_Begin]]:
+    def _decide(self, driver: DriverConnection, begins: list[_Begin], sums: dict[Key, Sums]) -> tuple[list[_Begin], list[_Begin]]:
         """Who may begin, in the order they came. ``sums`` hold the reservations of all of them."""
         for begin in begins:
             for key in begin.intent.bounds.charges:
@@ -306,7 +307,7 @@ class _Writer:
                 sums[key] = sums[key].plus(held_tokens=begin.intent.tokens, held_nano=begin.intent.cost_nano or 0)
         return accepted, refused
 
-    def _refusal(self, driver: DriverStatements, intent: Intent, sums: dict[Key, Sums], accepted: list[_Begin]) -> GatewayError | None:
+    def _refusal(self, driver: DriverConnection, intent: Intent, sums: dict[Key, Sums], accepted: list[_Begin]) -> GatewayError | None:
         now = intent.started_at
         for ceiling in intent.bounds.ceilings:
             if ceiling.is_full(sums[ceiling.key]):
@@ -318,7 +319,7 @@ class _Writer:
                     return rate.refusal(oldest, now)
         return None
 
-    def _oldest_of_full_minute(self, driver: DriverStatements, rate: Rate, now: float, accepted: list[_Begin]) -> float | None:
+    def _oldest_of_full_minute(self, driver: DriverConnection, rate: Rate, now: float, accepted: list[_Begin]) -> float | None:
         """When the first of ``rate.amount`` requests of the last minute came; None if there were fewer."""
         mine = [begin.intent.started_at for begin in accepted if begin.intent.leg == 1 and rate in begin.intent.bounds.rates]
         if len(mine) >= rate.amount:
@@ -329,17 +330,17 @@ class _Writer:
         row = driver.exec_driver_sql(statement, (name, since, rate.amount - len(mine) - 1)).fetchone()
         return None if row is None else row[0] / 1000
 
-    def _insert(self, driver: DriverStatements, begins: list[_Begin]) -> None:
+    def _insert(self, driver: DriverConnection, begins: list[_Begin]) -> None:
         if begins:
             driver.exec_driver_sql(self._sql.insert, [_intent_row(begin.intent, self._instance) for begin in begins])
 
-    def _update(self, driver: DriverStatements, owed: list[_Owed], checked: bool) -> None:
+    def _update(self, driver: DriverConnection, owed: list[_Owed], checked: bool) -> None:
         if not owed:
             return
         statement = self._sql.settle_open if checked else self._sql.settle_found
         done = driver.exec_driver_sql(statement, [item.row() for item in owed])
         if checked and done.rowcount != len(owed):
-            raise _NotOpenError
+            raise _NotOpenError(driver)
 
 
 # --- what a settlement changes -----------------------------------------------------------------
@@ -392,7 +393,7 @@ def _plain(item: _Settle) -> _Owed:
     return _Owed(item.intent, item.settlement)
 
 
-def _careful(driver: DriverStatements, sql: _Statements, settles: list[_Settle]) -> list[_Owed]:
+def _careful(driver: DriverConnection, sql: _Statements, settles: list[_Settle]) -> list[_Owed]:
     """Only what is still open, so that nothing is charged twice after a commit that nobody heard of."""
     owed = []
     for item in settles:
@@ -436,7 +437,7 @@ class _Events:
         share = ceiling.used(sums) / max(ceiling.amount, 1)
         self.found.append(LimitEvent(ceiling.scope, ceiling.limit, level, ceiling.period.key, share))
 
-    def save(self, driver: DriverStatements, sql: _Statements) -> None:
+    def save(self, driver: DriverConnection, sql: _Statements) -> None:
         for (scope, period), bits in self._new.items():
             driver.exec_driver_sql(sql.report, (self._reported[scope, period] | bits, scope, period))
 

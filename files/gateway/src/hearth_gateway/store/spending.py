@@ -9,7 +9,7 @@ from functools import cache
 import sqlalchemy as sa
 
 from hearth_gateway.core.limits import Key, Sums
-from hearth_gateway.store.database import DriverStatements
+from hearth_gateway.store.database import DriverConnection
 
 _NOTHING = Sums()
 
@@ -37,7 +37,7 @@ class Changes:
         for key in keys:
             self._sums[key] = self._sums.get(key, _NOTHING).plus(held_tokens=tokens, held_nano=cost_nano)
 
-    def apply(self, connection: sa.Connection | DriverStatements) -> tuple[dict[Key, Sums], dict[Key, int]]:
+    def apply(self, connection: sa.Connection | DriverConnection) -> tuple[dict[Key, Sums], dict[Key, int]]:
         """Write them, and lock their rows until the commit. Returns the sums after, and which limits were reported."""
         if not self._sums:
             return {}, {}
