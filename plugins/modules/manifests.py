@@ -16,7 +16,8 @@ description:
   - In check mode the API server runs every change dry, so that the diff is what it would store. Where there is no
     cluster yet, or the namespace is still to be made, the module says what would be created instead of failing.
   - Secrets are handed over apart. Their values appear in no diff, result or message, only fingerprints do; a value
-    that is to be generated is made once and kept.
+    that is to be generated is made once and kept. Pods that mount a Secret that changed are annotated, because
+    otherwise the kubelet brings them its new files up to a minute and a half later.
   - A workload that does not become ready fails with the reason of its newest pod and its last log lines.
 options:
   component:
@@ -174,6 +175,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     Cluster,
     ClusterError,
     NoClusterError,
+    hurry,
 )
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
     DefinitionError,
@@ -279,6 +281,7 @@ class Run:
         self.module, self.params, self.cluster, self.labels = module, module.params, cluster, labels
         self.changes = Changes()
         self.missing_namespaces: set[str] = set()
+        self.changed_secrets: list[Object] = []
         optional = self.params["optional_kinds"]
         self.definitions = [
             d for d in self.params["definitions"] if kind_of(d) not in optional or cluster.knows(d["apiVersion"], d["kind"])
@@ -310,9 +313,20 @@ class Run:
             existing = self.cluster.get("v1", "Secret", wanted["name"], wanted["namespace"])
             definition, values = secret_definition(wanted, self.labels, existing)
             self.module.no_log_values.update(values)
-            self._apply(definition, existing, redacted)
+            stored_secret = self._apply(definition, existing, redacted)
+            if existing and redacted(existing) != redacted(stored_secret):
+                self.changed_secrets.append(stored_secret["metadata"])
         stored = [self._apply(d, self._existing(d), comparable) for d in ordered if d["kind"] != "Namespace"]
         return [] if self.cluster.dry_run else [s for s in stored if not_ready(s)]
+
+    def hurry(self) -> None:
+        """Bring changed Secrets into the running pods now.
+
+        By itself a kubelet does so within a minute and a half: for so long a token that was removed would still open the
+        door, after the run that removed it has ended.
+        """
+        for meta in self.changed_secrets:
+            hurry(self.cluster, "Secret", meta["namespace"], meta["name"])
 
     def prune(self) -> None:
         wanted = {(d["kind"], d["metadata"].get("namespace"), d["metadata"]["name"]) for d in self.definitions}
@@ -413,6 +427,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         return without_cluster(params, str(error))
     this = Run(module, cluster, labels)
     pending = this.apply()
+    # Before waiting, which may fail: what was taken away is away also when the new version does not come up.
+    this.hurry()
     this.wait(pending)
     # Last: when the new version does not come up, what is no longer rendered is still there.
     if params["prune"]:

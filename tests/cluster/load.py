@@ -6,7 +6,7 @@ Standard library only. Standard input is one JSON object:
 
 Prints `open` in a line of its own once every stream has said its first words, and when all have ended one JSON object:
 
-    {"streams": [{"error", "words", "done", "ended_at"}], "probes": {"fresh": …, "kept": …, "chat": …}}
+    {"streams": [{"error", "words", "done", "ended_at"}], "probes": {"fresh": …, "kept": …, "chat": …, "kept-chat": …}}
 
 where a probe is {"sent", "slowest_ms", "failures": [what went wrong]}. Times are seconds of the epoch.
 """
@@ -105,7 +105,11 @@ def main() -> int:
     JOB.update(json.load(sys.stdin))
     streams = [Stream() for _ in range(JOB["streams"])]
     question = {"model": JOB["quick_model"], "messages": [{"role": "user", "content": "one two"}]}
-    probes = {"fresh": Probe(0.1, kept=False), "kept": Probe(0.1, kept=True), "chat": Probe(1, kept=False, body=question)}
+    # Often, because a gap between two pods is short; and questions, because a pod that leaves refuses these alone.
+    probes = {
+        "fresh": Probe(0.1, kept=False), "kept": Probe(0.1, kept=True),
+        "chat": Probe(0.1, kept=False, body=question), "kept-chat": Probe(0.1, kept=True, body=question),
+    }  # fmt: skip
     for thread in streams:
         thread.start()
     for stream in streams:

@@ -109,6 +109,33 @@ def test_a_key_that_is_no_longer_given_is_removed(cluster: FakeCluster, apply: R
     assert cluster.objects[("Secret", "hearth", "keys")]["data"] == {}
 
 
+def mounting(name: str, *names: str) -> Object:
+    volumes = [{"name": secret, "secret": {"secretName": secret}} for secret in names]
+    return made("Pod", name, spec={"volumes": [{"name": "tmp", "emptyDir": {}}, *volumes]})
+
+
+MORE_TOKENS = [{**SECRETS[0], "generated": ["operator", "kitchen"]}, SECRETS[1]]
+
+
+def test_pods_get_the_files_of_a_changed_secret_at_once(cluster: FakeCluster, apply: Run) -> None:
+    apply(secrets=SECRETS)
+    for pod in (mounting("a", "tokens", "keys"), mounting("b", "keys")):
+        cluster.create(pod)
+    cluster.writes.clear()
+    apply(secrets=SECRETS)
+    assert not [write for write in cluster.writes if "Pod" in write], "a run that changes nothing writes nothing"
+    apply(secrets=MORE_TOKENS)
+    assert [write for write in cluster.writes if "Pod" in write] == ["annotate Pod a"]
+
+
+def test_check_mode_tells_of_a_changed_secret_and_leaves_the_pods_alone(cluster: FakeCluster, apply: Run) -> None:
+    apply(secrets=SECRETS)
+    cluster.create(mounting("a", "tokens"))
+    cluster.writes.clear()
+    assert apply(secrets=MORE_TOKENS, check=True)["updated"] == ["Secret hearth/tokens"]
+    assert cluster.writes == []
+
+
 def test_what_is_no_longer_rendered_is_pruned_and_nothing_else(cluster: FakeCluster, apply: Run) -> None:
     other = made("ConfigMap", "others")
     other["metadata"]["labels"] = {"app.kubernetes.io/managed-by": "hearth", "hearth.homelab/component": "monitoring"}
