@@ -37,7 +37,7 @@ def test_ruff() -> None:
 
 
 # What imports the gateway's package and its test support is checked beside them.
-GATEWAY_TESTS = ("files/gateway/", "tests/gateway/", "tests/browser/")
+GATEWAY_TESTS = ("files/gateway/", "tests/gateway/", "tests/browser/", "tests/contract/")
 
 
 def test_mypy_strict() -> None:
@@ -49,8 +49,11 @@ def test_mypy_strict_gateway() -> None:
 
 
 def test_mypy_strict_gateway_tests(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Each folder's tests import their support modules by their plain name.
     monkeypatch.setenv("MYPYPATH", "files/gateway/src:tests/gateway")
     run("mypy", *tracked("tests/gateway/*.py", "tests/browser/*.py"))
+    monkeypatch.setenv("MYPYPATH", "files/gateway/src:tests/gateway:tests/contract")
+    run("mypy", *tracked("tests/contract/*.py"))
 
 
 def test_yamllint() -> None:
@@ -73,6 +76,7 @@ def test_shellcheck() -> None:
 def test_go_vet() -> None:
     # The launcher and the small programs are ours; cmd/node only links Kubernetes, and vetting it compiles all of it.
     run("go", "vet", "./cmd/k3s/...", "./cmd/k3spack/...", cwd=ROOT / "tests" / "testbed" / "go")
+    run("go", "vet", "./...", cwd=ROOT / "tests" / "standins" / "oauth2-proxy")
 
 
 def test_gofmt() -> None:

@@ -1,0 +1,294 @@
+"""The processes of the access chain on this machine: oauth2-proxy or its stand-in, the provider, Traefik.
+
+What they read is what the roles render for a cluster; only paths, addresses and host names of services are replaced
+(`localised`), and each replacement must have found what it replaces.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from browser import Address, Browser, Reply
+
+ROOT = Path(__file__).resolve().parents[2]
+STANDIN = ROOT / "tests" / "standins" / "oauth2-proxy"
+PROVIDER = ROOT / "tests" / "mocks" / "oidc_provider.py"
+NAMES = yaml.safe_load((ROOT / "contract" / "names.yml").read_text())
+
+CHAT, AUTH, APP, DOMAIN = "chat.hearth.test", "auth.hearth.test", "app.hearth.test", "hearth.test"
+IDP = "https://idp.hearth.test"
+CHAT_URL = f"https://{CHAT}"
+ANN, BOB, EVE = "ann@home.test", "bob@home.test", "eve@home.test"
+TOKEN = "proxy-token-0123456789abcdef"
+COOKIE_SECRET = "0123456789abcdef0123456789abcdef"
+CLIENT_SECRET = "client-secret-0123456789"
+CHAT_COOKIE, APPS_COOKIE = NAMES["access"]["chat"]["cookie"], NAMES["access"]["apps"]["cookie"]
+T = TypeVar("T")
+
+# What an operator with a provider of their own would write, and apps on the same domain.
+VARIABLES = {
+    "oauth2_proxy_chat_host": CHAT,
+    "oauth2_proxy_apps_domain": DOMAIN,
+    "oauth2_proxy_provider": "oidc",
+    "oauth2_proxy_client_id": "hearth",
+    "oauth2_proxy_client_secret": CLIENT_SECRET,
+    "oauth2_proxy_oidc": {
+        "name": "the house",
+        "issuer_url": IDP,
+        "login_url": f"{IDP}/authorize",
+        "redeem_url": f"{IDP}/token",
+        "userinfo_url": f"{IDP}/userinfo",
+        "jwks_url": f"{IDP}/jwks",
+    },
+}
+
+
+def wait_for(probe: Callable[[], T], what: str, timeout_s: float = 20) -> T:
+    """Poll until the probe returns something true."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := probe()):
+        assert time.monotonic() < deadline, f"timed out: {what}"
+        time.sleep(0.01)
+    return found
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+@functools.cache
+def binary() -> Path:
+    """OAUTH2_PROXY=/path/to/the/real/one, else the stand-in, compiled now (seconds, then from Go's cache)."""
+    given = os.environ.get("OAUTH2_PROXY")
+    if given:
+        assert os.access(given, os.X_OK), f"OAUTH2_PROXY={given} is no program"
+        return Path(given)
+    made = ROOT / "build" / "standins" / "oauth2-proxy"
+    made.parent.mkdir(parents=True, exist_ok=True)
+    environment = os.environ | {"CGO_ENABLED": "0", "GOFLAGS": "", "GOWORK": "off"}
+    command = ["go", "build", "-trimpath", "-buildvcs=false", "-mod=readonly", "-o", str(made), "."]
+    done = subprocess.run(command, cwd=STANDIN, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def is_standin() -> bool:
+    return "standin" in subprocess.run([binary(), "--version"], capture_output=True, text=True, check=True).stdout
+
+
+def render(target: Path, variables: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """The files of each instance (`chat`, `apps`) as the role makes them, by name."""
+    tasks = [{"ansible.builtin.include_role": {"name": "homelab.hearth.oauth2_proxy", "tasks_from": "files"}}]
+    play = [{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]
+    (target / "play.yml").write_text(yaml.safe_dump(play))
+    written = {**variables, "oauth2_proxy_files_dir": str(target), "ansible_python_interpreter": sys.executable}
+    (target / "variables.yml").write_text(yaml.safe_dump(written))
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ANSIBLE_")} | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", "-c", "local", "-e", f"@{target}/variables.yml"]
+    done = subprocess.run([*command, str(target / "play.yml")], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return {instance: {f.name: f.read_text() for f in (target / instance).iterdir()} for instance in ("chat", "apps")}
+
+
+class Whitelist:
+    """A ConfigMap mounted as a directory: a change is a new folder, a renamed link, and the old folder removed."""
+
+    def __init__(self, directory: Path, *people: str) -> None:
+        self.directory, self._numbers = directory, itertools.count()
+        directory.mkdir(parents=True)
+        self.key = NAMES["access"]["whitelist"]["key"]
+        self.set(*people)
+        (directory / self.key).symlink_to(f"..data/{self.key}")
+
+    def set(self, *people: str) -> None:
+        self.write("".join(f"{person}\n" for person in people))
+
+    def write(self, text: str | bytes | None) -> None:
+        """None: the key is gone."""
+        folder = self.directory / f"..{next(self._numbers)}"
+        folder.mkdir()
+        if text is not None:
+            (folder / self.key).write_bytes(text.encode() if isinstance(text, str) else text)
+        data, fresh = self.directory / "..data", self.directory / "..data_tmp"
+        old = data.resolve() if data.exists() else None
+        fresh.symlink_to(folder.name)
+        fresh.rename(data)
+        if old:
+            shutil.rmtree(old)
+
+
+class Provider:
+    """The stand-in for an OpenID Connect provider, as a process."""
+
+    def __init__(self, directory: Path) -> None:
+        secret = directory / "provider-secret"
+        secret.write_text(CLIENT_SECRET)
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROVIDER), "--client-secret-file", str(secret)], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        found = re.search(r"http://\S+", self.process.stdout.readline())
+        assert found, "the provider did not start"
+        self.url = found[0]
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Proxy:
+    """One instance of oauth2-proxy. `changes` are further replacements in its files, old text to new."""
+
+    def __init__(
+        self, directory: Path, instance: str, files: Mapping[str, str], *, upstream: str, provider: str, people: Whitelist,
+        token: str = TOKEN, cookie_secret: str = COOKIE_SECRET, changes: Mapping[str, str] | None = None,
+    ) -> None:  # fmt: skip
+        self.directory, self.people, self.provider = directory, people, provider
+        self.port, self.metrics_port = free_port(), free_port()
+        (directory / "secrets").mkdir(parents=True)
+        (directory / "config").mkdir()
+        self.token_file = directory / "secrets" / "gateway-token"
+        for name, content in {f"{instance}-cookie": cookie_secret, "client-secret": CLIENT_SECRET, "gateway-token": token}.items():
+            (directory / "secrets" / name).write_text(content)
+        access = NAMES["access"]
+        gateway = NAMES["gateway"]["service"]
+        replaced = {
+            "/etc/hearth/whitelist": str(people.directory),
+            "/etc/hearth": str(directory),
+            f"0.0.0.0:{access['port']}": f"127.0.0.1:{self.port}",
+            f"0.0.0.0:{access['metrics_service']['port']}": f"127.0.0.1:{self.metrics_port}",
+            IDP: provider,
+        }
+        replaced |= (
+            {f"http://{gateway['name']}.{NAMES['namespace']}:{gateway['port']}": upstream}
+            if instance == "chat"
+            else {"10.42.0.0/16": "127.0.0.0/8"}
+        )
+        localised(directory / "config", files, {**replaced, **(changes or {})})
+        self.command = [str(binary()), "--config", str(directory / "config" / "core.toml")]
+        if instance == "chat":
+            self.command += ["--alpha-config", str(directory / "config" / "alpha.yaml")]
+        self.log = directory / "log"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> Address:
+        return Address("127.0.0.1", self.port)
+
+    def spawn(self, *options: str) -> subprocess.Popen[bytes]:
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("OAUTH2_PROXY")}
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([*self.command, *options], stdout=log, stderr=log, env=environment)
+        return self.process
+
+    def start(self) -> Proxy:
+        process = self.spawn()
+
+        def up() -> bool:
+            assert process.poll() is None, f"oauth2-proxy ended:\n{self.log.read_text()}"
+            return listens(self.port)
+
+        wait_for(up, "oauth2-proxy to listen")
+        return self
+
+    def browser(self) -> Browser:
+        """One that reaches this instance past Traefik."""
+        return Browser({CHAT: self.address, AUTH: self.address})
+
+    def signed_in(self, person: str = ANN, path: str = "/") -> Browser:
+        browser = self.browser()
+        reply = sign_in(browser, self.provider, person, f"{CHAT_URL}{path}")
+        assert reply.status == 200, (reply.status, reply.body[:300])
+        return browser
+
+    def terminate(self) -> None:
+        assert self.process is not None
+        self.process.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+        if self.process is not None:
+            self.process.wait()
+
+
+def localised(target: Path, files: Mapping[str, str], replaced: Mapping[str, str]) -> None:
+    """Write the files with the replacements made; one that finds nothing is a mistake in the test."""
+    joined = "\0".join(files.values())
+    for old, new in replaced.items():
+        assert old in joined, f"{old!r} stands in none of the rendered files"
+        joined = joined.replace(old, new)
+    for name, text in zip(files, joined.split("\0"), strict=True):
+        (target / name).write_text(text)
+
+
+def choose(browser: Browser, provider: str, person: str, **faults: str) -> None:
+    """Who signs in next from this browser, and what goes wrong then."""
+    query = "&".join(f"{k}={v}" for k, v in {"user": person, **faults}.items())
+    assert browser.send(f"{provider}/as?{query}").status == 200
+
+
+def sign_in(browser: Browser, provider: str, person: str, url: str, **faults: str) -> Reply:
+    """Open the page, go through the provider, and return where that ends."""
+    choose(browser, provider, person, **faults)
+    return browser.follow(browser.send(url))
+
+
+def callback(browser: Browser, provider: str, person: str, url: str, **faults: str) -> Reply:
+    """The same up to the answer of the proxy's callback."""
+    choose(browser, provider, person, **faults)
+    to_provider = browser.send(url)
+    assert to_provider.status == 302, to_provider.status
+    back = browser.send(to_provider.location)
+    assert back.status == 302, (back.status, back.body)
+    return browser.send(back.location)
+
+
+class Traefik:
+    """The real Traefik with a static and a dynamic configuration; `dynamic` is read again when it changes."""
+
+    def __init__(self, directory: Path, static: Mapping[str, Any], dynamic: Mapping[str, Any]) -> None:
+        self.directory = directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self.dynamic_file = directory / "dynamic.yml"
+        self.configure(dynamic)
+        static_file = directory / "static.yml"
+        static_file.write_text(yaml.safe_dump({**static, "providers": {"file": {"filename": str(self.dynamic_file), "watch": True}}}))
+        program = shutil.which("traefik", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+        assert program, "traefik is missing: run `make setup`"
+        self.log = directory / "log"
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen([program, f"--configFile={static_file}"], stdout=log, stderr=log)
+
+    def configure(self, dynamic: Mapping[str, Any]) -> None:
+        fresh = self.dynamic_file.with_suffix(".new")
+        fresh.write_text(json.dumps(dynamic))  # JSON is YAML
+        fresh.rename(self.dynamic_file)
+
+    def stop(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(3)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
