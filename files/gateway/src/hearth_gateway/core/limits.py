@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from hearth_gateway.config import AllLimitsConfig, LimitsConfig
 from hearth_gateway.core.identity import Caller
@@ -101,8 +101,7 @@ class Calendar:
 Key = tuple[str, str]  # (scope, key of the period): a row of the table `spending`
 
 
-@dataclass(frozen=True, slots=True)
-class Sums:
+class Sums(NamedTuple):
     """What a scope has used and reserved in a period."""
 
     tokens: int = 0

@@ -139,8 +139,7 @@ class Housekeeper:
                 calendar = Calendar(self._calendar.name)
                 keys = charges_of(row.caller, row.person, calendar.day(begun), calendar.month(begun))
                 tokens, cost_nano = row.input_tokens + row.output_tokens, row.cost_nano or 0
-                changes.use(keys, tokens, cost_nano)
-                changes.hold(keys, -tokens, -cost_nano)
+                changes.add(keys, tokens, cost_nano, -tokens, -cost_nano)
                 pair = (row.provider, row.model)
                 counts[pair] = counts.get(pair, 0) + 1
             changes.apply(connection)

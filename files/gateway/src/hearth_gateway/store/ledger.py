@@ -16,13 +16,13 @@ from __future__ import annotations
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import sqlalchemy as sa
 
-from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, Limit, LimitEvent, Rate, Sums, reported_bit
+from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, LimitEvent, Rate, Sums, reported_bit
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.store.database import DriverConnection, is_postgresql, reason
@@ -269,7 +269,6 @@ class _Writer:
             _hold(changes, begin.intent, 1)
         sums, reported = changes.apply(driver)
         accepted, refused = self._decide(driver, begins, dict(sums))
-        events = _Events(sums, reported)
         if refused:
             back = Changes()
             for begin in refused:
@@ -277,8 +276,8 @@ class _Writer:
             back.apply(driver)
         self._insert(driver, accepted)
         self._update(driver, owed, checked=not careful)
-        for item in owed:
-            events.look(item.intent.bounds.ceilings)
+        events = _Events(reported)
+        events.look(_ceilings(item.intent for item in owed), sums)
         events.save(driver, self._sql)
         driver.commit()
         return events
@@ -292,36 +291,41 @@ class _Writer:
 
     def _decide(self, driver: DriverConnection, begins: list[_Begin], sums: dict[Key, Sums]) -> tuple[list[_Begin], list[_Begin]]:
         """Who may begin, in the order they came. ``sums`` hold the reservations of all of them."""
-        for begin in begins:
-            for key in begin.intent.bounds.charges:
-                sums[key] = sums[key].plus(held_tokens=-begin.intent.tokens, held_nano=-(begin.intent.cost_nano or 0))
+        # Where there is room with all of them, there was room before each: the usual case.
+        tight = any(ceiling.is_full(sums[ceiling.key]) for ceiling in _ceilings(begin.intent for begin in begins))
+        if tight:
+            for begin in begins:
+                _hold_in(sums, begin.intent, -1)
         accepted: list[_Begin] = []
         refused: list[_Begin] = []
+        minutes: dict[str, list[float]] = {}
         for begin in begins:
-            begin.error = self._refusal(driver, begin.intent, sums, accepted)
+            begin.error = (_full(begin.intent, sums) if tight else None) or self._too_quick(driver, begin.intent, minutes)
             if begin.error is not None:
                 refused.append(begin)
                 continue
             accepted.append(begin)
-            for key in begin.intent.bounds.charges:
-                sums[key] = sums[key].plus(held_tokens=begin.intent.tokens, held_nano=begin.intent.cost_nano or 0)
+            if tight:
+                _hold_in(sums, begin.intent, 1)
         return accepted, refused
 
-    def _refusal(self, driver: DriverConnection, intent: Intent, sums: dict[Key, Sums], accepted: list[_Begin]) -> GatewayError | None:
-        now = intent.started_at
-        for ceiling in intent.bounds.ceilings:
-            if ceiling.is_full(sums[ceiling.key]):
-                return ceiling.refusal(sums[ceiling.key], now)
-        if intent.leg == 1:  # another try at another provider is no new request
-            for rate in intent.bounds.rates:
-                oldest = self._oldest_of_full_minute(driver, rate, now, accepted)
-                if oldest is not None:
-                    return rate.refusal(oldest, now)
+    def _too_quick(self, driver: DriverConnection, intent: Intent, minutes: dict[str, list[float]]) -> GatewayError | None:
+        """``minutes``: when the requests accepted in this transaction came, by scope; an accepted one is added."""
+        if intent.leg != 1:  # another try at another provider is no new request
+            return None
+        for rate in intent.bounds.rates:
+            oldest = self._oldest_of_full_minute(driver, rate, intent.started_at, minutes.get(rate.scope, ()))
+            if oldest is not None:
+                return rate.refusal(oldest, intent.started_at)
+        for rate in intent.bounds.rates:
+            minutes.setdefault(rate.scope, []).append(intent.started_at)
         return None
 
-    def _oldest_of_full_minute(self, driver: DriverConnection, rate: Rate, now: float, accepted: list[_Begin]) -> float | None:
-        """When the first of ``rate.amount`` requests of the last minute came; None if there were fewer."""
-        mine = [begin.intent.started_at for begin in accepted if begin.intent.leg == 1 and rate in begin.intent.bounds.rates]
+    def _oldest_of_full_minute(self, driver: DriverConnection, rate: Rate, now: float, mine: Sequence[float]) -> float | None:
+        """When the first of ``rate.amount`` requests of the last minute came; None if there were fewer.
+
+        ``mine`` are those that are not written yet.
+        """
         if len(mine) >= rate.amount:
             return mine[-rate.amount]
         kind, _, name = rate.scope.partition(":")
@@ -343,6 +347,23 @@ class _Writer:
             raise _NotOpenError(driver)
 
 
+def _ceilings(intents: Iterable[Intent]) -> Collection[Ceiling]:
+    """The ceilings of all of them, each once: requests of one person share theirs."""
+    return {id(ceiling): ceiling for intent in intents for ceiling in intent.bounds.ceilings}.values()
+
+
+def _hold_in(sums: dict[Key, Sums], intent: Intent, sign: int) -> None:
+    for key in intent.bounds.charges:
+        sums[key] = sums[key].plus(held_tokens=sign * intent.tokens, held_nano=sign * (intent.cost_nano or 0))
+
+
+def _full(intent: Intent, sums: dict[Key, Sums]) -> GatewayError | None:
+    for ceiling in intent.bounds.ceilings:
+        if ceiling.is_full(sums[ceiling.key]):
+            return ceiling.refusal(sums[ceiling.key], intent.started_at)
+    return None
+
+
 # --- what a settlement changes -----------------------------------------------------------------
 
 
@@ -356,12 +377,12 @@ class _Owed:
 
     def charge(self, changes: Changes) -> None:
         keys = self.intent.bounds.charges
+        held_tokens, held_nano = self.intent.tokens, self.intent.cost_nano or 0
         tokens, cost = (self.settlement.tokens, self.settlement.cost_nano or 0) if self.settlement else (0, 0)
         if self.was_unknown:
-            changes.use(keys, tokens - self.intent.tokens, cost - (self.intent.cost_nano or 0))
+            changes.add(keys, tokens - held_tokens, cost - held_nano)
         else:
-            changes.use(keys, tokens, cost)
-            _hold(changes, self.intent, -1)
+            changes.add(keys, tokens, cost, -held_tokens, -held_nano)
 
     def row(self) -> tuple[Any, ...]:
         key = (self.intent.request_id, self.intent.leg)
@@ -386,7 +407,7 @@ class _Owed:
 
 
 def _hold(changes: Changes, intent: Intent, sign: int) -> None:
-    changes.hold(intent.bounds.charges, sign * intent.tokens, sign * (intent.cost_nano or 0))
+    changes.add(intent.bounds.charges, 0, 0, sign * intent.tokens, sign * (intent.cost_nano or 0))
 
 
 def _plain(item: _Settle) -> _Owed:
@@ -406,28 +427,22 @@ def _careful(driver: DriverConnection, sql: _Statements, settles: list[_Settle])
 class _Events:
     """Which ceilings were reached by what is settled now, each once in its period."""
 
-    def __init__(self, sums: dict[Key, Sums], reported: dict[Key, int]) -> None:
-        self._sums = sums
+    def __init__(self, reported: dict[Key, int]) -> None:
         self._reported = reported
         self._new: dict[Key, int] = {}
-        self._changed: dict[tuple[Key, Limit], tuple[Ceiling, Sums]] = {}
         self.found: list[LimitEvent] = []
+        # Each ceiling that was looked at, with what is used of it now.
+        self.changed: list[tuple[Ceiling, Sums]] = []
 
-    @property
-    def changed(self) -> Iterable[tuple[Ceiling, Sums]]:
-        """Each ceiling that was looked at, with what is used of it now."""
-        return self._changed.values()
-
-    def look(self, ceilings: Iterable[Ceiling]) -> None:
+    def look(self, ceilings: Iterable[Ceiling], sums: dict[Key, Sums]) -> None:
+        """``sums`` must have all of ``ceilings``."""
         for ceiling in ceilings:
-            sums = self._sums.get(ceiling.key)
-            if sums is None:
-                continue
-            self._changed[ceiling.key, ceiling.limit] = ceiling, sums
-            if ceiling.is_soft(sums):
-                self._report(ceiling, sums, "soft")
-            if ceiling.is_used_up(sums):
-                self._report(ceiling, sums, "hard")
+            now = sums[ceiling.key]
+            self.changed.append((ceiling, now))
+            if ceiling.is_soft(now):
+                self._report(ceiling, now, "soft")
+                if ceiling.is_used_up(now):
+                    self._report(ceiling, now, "hard")
 
     def _report(self, ceiling: Ceiling, sums: Sums, level: Level) -> None:
         key, bit = ceiling.key, reported_bit(ceiling.limit, level)

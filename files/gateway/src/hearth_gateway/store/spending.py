@@ -11,8 +11,6 @@ import sqlalchemy as sa
 from hearth_gateway.core.limits import Key, Sums
 from hearth_gateway.store.database import DriverConnection
 
-_NOTHING = Sums()
-
 
 def driver_text(statement: str, postgresql: bool) -> str:
     """A statement written with ``?``, in the words of the driver.
@@ -26,31 +24,32 @@ class Changes:
     """Differences to rows of `spending`, added up so that each row is written once."""
 
     def __init__(self) -> None:
-        self._sums: dict[Key, Sums] = {}
+        self._rows: dict[Key, list[int]] = {}  # the fields of ``Sums``, in their order
 
-    def use(self, keys: Iterable[Key], tokens: int, cost_nano: int) -> None:
+    def add(self, keys: Iterable[Key], tokens: int = 0, cost_nano: int = 0, held_tokens: int = 0, held_nano: int = 0) -> None:
+        """To each of ``keys``. Negative numbers give back."""
         for key in keys:
-            self._sums[key] = self._sums.get(key, _NOTHING).plus(tokens, cost_nano)
-
-    def hold(self, keys: Iterable[Key], tokens: int, cost_nano: int) -> None:
-        """Negative numbers give back."""
-        for key in keys:
-            self._sums[key] = self._sums.get(key, _NOTHING).plus(held_tokens=tokens, held_nano=cost_nano)
+            row = self._rows.get(key)
+            if row is None:
+                self._rows[key] = [tokens, cost_nano, held_tokens, held_nano]
+            else:
+                row[0] += tokens
+                row[1] += cost_nano
+                row[2] += held_tokens
+                row[3] += held_nano
 
     def apply(self, connection: sa.Connection | DriverConnection) -> tuple[dict[Key, Sums], dict[Key, int]]:
         """Write them, and lock their rows until the commit. Returns the sums after, and which limits were reported."""
-        if not self._sums:
+        if not self._rows:
             return {}, {}
+        values: list[str | int] = []
         # In one order everywhere, or two replicas could wait for each other for ever.
-        keys = sorted(self._sums)
-        values = [value for key in keys for value in (*key, *_columns(self._sums[key]))]
-        statement = _add_rows(len(keys), connection.dialect.name == "postgresql")
+        for key in sorted(self._rows):
+            values += key
+            values += self._rows[key]
+        statement = _add_rows(len(self._rows), connection.dialect.name == "postgresql")
         rows = connection.exec_driver_sql(statement, tuple(values)).fetchall()
         return {(row[0], row[1]): Sums(*row[2:6]) for row in rows}, {(row[0], row[1]): row[6] for row in rows}
-
-
-def _columns(sums: Sums) -> tuple[int, int, int, int]:
-    return sums.tokens, sums.nano, sums.held_tokens, sums.held_nano
 
 
 @cache
