@@ -280,6 +280,41 @@ def test_a_commit_that_nobody_heard_of_is_not_charged_twice(tmp_path: Path, monk
     assert sums(path, "house") == {"2023-11": (10, 5, 0, 0)}
 
 
+def test_who_waited_too_long_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The database is busy: one intent is on its way to it, another has not left. Both waits end before."""
+    monkeypatch.setattr(ledger_module, "_INTENT_WAIT_S", 0.2)
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    with sqlite3.connect(path, isolation_level=None) as busy, ThreadPoolExecutor(2) as pool:
+        busy.execute("BEGIN IMMEDIATE")
+        waits = []
+        for number in (1, 2):
+            waits.append(pool.submit(ledger.begin, intent(number)))
+            time.sleep(0.05)
+        assert [wait.exception().kind for wait in waits] == [Kind.LEDGER_UNAVAILABLE] * 2  # type: ignore[union-attr]
+        busy.execute("ROLLBACK")
+    assert ledger.close(PATIENCE_S) == 0
+    assert [(row["request_id"], row["state"], row["cost_nano"]) for row in rows(path)] == [("r1", "settled", 0)]
+    assert set(sums(path, "house").values()) == {(0, 0, 0, 0)}
+
+
+def test_more_than_fits_into_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_BATCH", 3)
+    monkeypatch.setattr(ledger_module, "_SETTLE_WAIT_S", PATIENCE_S)
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    with sqlite3.connect(path, isolation_level=None) as busy, ThreadPoolExecutor(20) as pool:
+        busy.execute("BEGIN IMMEDIATE")
+        waits = [pool.submit(run, ledger, intent(number)) for number in range(20)]
+        wait_until(lambda: ledger.queued == 20)
+        busy.execute("ROLLBACK")
+        started = time.monotonic()
+        assert [wait.exception() for wait in waits] == [None] * 20
+        assert time.monotonic() - started < PATIENCE_S / 2, "who is left over waits for the next transaction, and for no timer"
+    assert ledger.close(PATIENCE_S) == 0
+    assert [row["state"] for row in rows(path)] == ["settled"] * 20
+
+
 def test_when_too_much_waits_no_more_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger_module, "_MAX_QUEUED", 3)
     path = tmp_path / "hearth.db"

@@ -13,6 +13,7 @@ those that find a ceiling full are taken out again and refused.
 # ruff: noqa: S608  (statements are put together from constants of this file; values are parameters)
 from __future__ import annotations
 
+import contextlib
 import secrets
 import threading
 from collections import deque
@@ -46,13 +47,34 @@ def _unavailable() -> GatewayError:
     )
 
 
+class _Bell:
+    """One waits, any ring. A ring before the wait is kept, more than one count as one.
+
+    A lock and not an ``Event``, which makes two of them for every wait.
+    """
+
+    __slots__ = ("_silent",)
+
+    def __init__(self) -> None:
+        self._silent = threading.Lock()
+        self._silent.acquire()
+
+    def ring(self) -> None:
+        with contextlib.suppress(RuntimeError):  # rung already
+            self._silent.release()
+
+    def wait(self, timeout_s: float = -1) -> bool:
+        """False when nobody has rung; -1 waits for ever."""
+        return self._silent.acquire(timeout=timeout_s)
+
+
 @dataclass(slots=True, eq=False)
 class _Begin:
     """An intent that somebody waits for. ``error`` is None once it is on disk."""
 
     intent: Intent
     error: GatewayError | None = None
-    done: threading.Event = field(default_factory=threading.Event)
+    done: _Bell = field(default_factory=_Bell)
 
 
 @dataclass(slots=True, eq=False)
@@ -82,8 +104,9 @@ class Ledger:
         self._engine = engine
         self._on_problem = on_problem
         self._queue: deque[_Begin | _Settle] = deque()
-        self._begins = 0  # how many of the queue somebody waits for
-        self._wake = threading.Condition()
+        # Any thread appends; the writer alone takes away, from the left, what is written.
+        self._bell = _Bell()
+        self._asleep = False
         self._stopping = False
         self._retry_now = threading.Event()
         self.failing = False
@@ -100,16 +123,22 @@ class Ledger:
 
     def begin(self, intent: Intent) -> None:
         waiting = _Begin(intent)
-        self._add(waiting)
+        self._queue.append(waiting)
+        self._bell.ring()
         if not waiting.done.wait(_INTENT_WAIT_S):
             # It may still be written, or be on its way: whatever becomes of it is taken back.
-            self._add(_Settle(intent, None))
+            self._settle(_Settle(intent, None))
             raise _unavailable()
         if waiting.error is not None:
             raise waiting.error
 
     def settle(self, intent: Intent, settlement: Settlement) -> None:
-        self._add(_Settle(intent, settlement))
+        self._settle(_Settle(intent, settlement))
+
+    def _settle(self, item: _Settle) -> None:
+        self._queue.append(item)
+        if self._asleep:
+            self._bell.ring()
 
     def reachable(self) -> bool:
         """Whether the last write worked and the database answers now."""
@@ -130,34 +159,27 @@ class Ledger:
 
     def close(self, timeout_s: float) -> int:
         """Write what is queued; returns how many rows could not be written."""
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self._stopping = True
+        self._bell.ring()
         self._retry_now.set()
         self._thread.join(timeout_s)
         return len(self._queue)
 
     # --- the thread that writes
 
-    def _add(self, item: _Begin | _Settle) -> None:
-        with self._wake:
-            self._queue.append(item)
-            if isinstance(item, _Begin):
-                self._begins += 1
-            self._wake.notify()
-
     def _write_loop(self) -> None:
-        while self._wait_for_work():
-            with self._wake:
-                batch = [self._queue[index] for index in range(min(len(self._queue), _BATCH))]
+        batch: list[_Begin | _Settle] = []
+        while self._queue or not self._stopping:
+            if len(batch) < _BATCH:
+                self._wait_for_work()
+            batch = [self._queue[index] for index in range(min(len(self._queue), _BATCH))]
+            if not batch:
+                continue
             if self._write(batch):
-                with self._wake:
-                    for item in batch:
-                        self._queue.popleft()
-                        self._begins -= isinstance(item, _Begin)
                 for item in batch:
+                    self._queue.popleft()
                     if isinstance(item, _Begin):
-                        item.done.set()
+                        item.done.ring()
                 continue
             self._fail_begins()
             if self._stopping:
@@ -165,13 +187,17 @@ class Ledger:
             self._retry_now.wait(_RETRY_S)
         self._writer.close()
 
-    def _wait_for_work(self) -> bool:
-        """False when there is none and there will be none."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._stopping)
-            if not self._begins and not self._stopping:
-                self._wake.wait_for(lambda: self._begins or self._stopping, _SETTLE_WAIT_S)
-            return bool(self._queue)
+    def _wait_for_work(self) -> None:
+        """Until somebody waits for an intent, or settlements have waited long enough."""
+        if self._stopping or self._bell.wait(_SETTLE_WAIT_S) or self._queue:
+            return
+        # Quiet for a while. Under load nobody comes here, and no settlement has to wake anybody.
+        self._asleep = True
+        if not self._queue and not self._stopping:
+            self._bell.wait()
+        self._asleep = False
+        if not self._stopping and not any(isinstance(self._queue[index], _Begin) for index in range(len(self._queue))):
+            self._bell.wait(_SETTLE_WAIT_S)
 
     def _write(self, batch: Sequence[_Begin | _Settle]) -> bool:
         try:
@@ -187,13 +213,15 @@ class Ledger:
     def _fail_begins(self) -> None:
         """Refuse who waits: they must not call a vendor. What they wanted written is taken back later, in
         case that the commit did happen and only its answer was lost."""
-        with self._wake:
-            failed = [item for item in self._queue if isinstance(item, _Begin)]
-            self._queue = deque(_Settle(item.intent, None) if isinstance(item, _Begin) else item for item in self._queue)
-            self._begins = 0
+        failed = []
+        for index in range(len(self._queue)):
+            item = self._queue[index]
+            if isinstance(item, _Begin):
+                self._queue[index] = _Settle(item.intent, None)
+                failed.append(item)
         for item in failed:
             item.error = _unavailable()
-            item.done.set()
+            item.done.ring()
 
 
 class _NotOpenError(Exception):
@@ -226,9 +254,11 @@ class _Writer:
 
     def write(self, batch: Sequence[_Begin | _Settle]) -> None:
         """All of ``batch``, or nothing. Raises ``SQLAlchemyError``."""
-        begins = [item for item in batch if isinstance(item, _Begin)]
         settles = [item for item in batch if isinstance(item, _Settle)]
-        careful = self._careful or any(item.settlement is None for item in settles)
+        # What somebody stopped waiting for before it was written need not be written.
+        taken_back = {id(item.intent) for item in settles if item.settlement is None}
+        begins = [item for item in batch if isinstance(item, _Begin) and id(item.intent) not in taken_back]
+        careful = self._careful or bool(taken_back)
         try:
             try:
                 events = self._transaction(begins, settles, careful)
