@@ -19,7 +19,7 @@ from hearth_gateway.api.description import openapi_document
 from hearth_gateway.app import Gateway, create_app
 from hearth_gateway.config import AllLimitsConfig, Config, LimitsConfig, parse_config
 from hearth_gateway.contract import contract_files
-from hearth_gateway.core.identity import Caller
+from hearth_gateway.core.identity import PREVIOUS, Caller
 from hearth_gateway.core.limits import LimitBook, LimitEvent, Sums
 from hearth_gateway.core.metering import Leg, Settlement
 from hearth_gateway.errors import GatewayError, Kind
@@ -54,6 +54,11 @@ def gateway(tmp_path: Path) -> Iterator[Gateway]:
 @pytest.fixture
 def client(gateway: Gateway) -> FlaskClient:
     return gateway.app.test_client()
+
+
+@pytest.mark.skipif(not CONTRACT.is_dir(), reason="the package is tested outside its repository")
+def test_a_former_token_is_spelt_as_whoever_writes_it_spells_it() -> None:
+    assert yaml.safe_load((CONTRACT / "names.yml").read_text())["gateway"]["tokens"]["previous_suffix"] == PREVIOUS
 
 
 @pytest.mark.skipif(not CONTRACT.is_dir(), reason="the package is tested outside its repository")

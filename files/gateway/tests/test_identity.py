@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from gateway_fakes import FakeClock
 
-from hearth_gateway.core.identity import RELOAD_AFTER_S, TokenStore, normalise_email
+from hearth_gateway.core.identity import PREVIOUS, RELOAD_AFTER_S, TokenStore, normalise_email
 from hearth_gateway.errors import GatewayError, Kind
 
 TOKEN = "token-0123456789abcdef"
@@ -163,6 +163,35 @@ def test_two_proxy_tokens_at_once(doors: Tokens) -> None:
     doors.store.refresh()
     with pytest.raises(GatewayError):
         doors.store.check(caller)
+
+
+def test_a_former_value_is_the_same_token_until_its_file_goes(doors: Tokens) -> None:
+    """Name and role: the ledger, the limits and the right to speak for people all go by the token's name."""
+    new = {name: f"new-{name}-0123456789" for name in ("proxy", "house", "operator")}
+    old = {"proxy": PROXY, "house": HOUSE, "operator": TOKEN}
+    open_answer = doors.store.identify(basic("ann@example.org", PROXY))
+    for name, value in new.items():
+        (doors.directory / name).write_text(value)
+        (doors.directory / (name + PREVIOUS)).write_text(old[name])
+    doors.clock.sleep(RELOAD_AFTER_S)
+    for values in (old, new):
+        assert doors.who(basic("ann@example.org", values["proxy"])) == "proxy/ann@example.org/browser"
+        assert doors.who(None, values["proxy"]) == "unauthenticated"
+        assert doors.who(None, values["house"], "ann@example.org") == "house/ann@example.org"
+        assert doors.who(None, values["operator"]) == "operator"
+    for name in new:
+        (doors.directory / (name + PREVIOUS)).unlink()
+    doors.clock.sleep(RELOAD_AFTER_S)
+    assert doors.who(basic("ann@example.org", PROXY)) == doors.who(None, HOUSE) == doors.who(None, TOKEN) == "unauthenticated"
+    assert doors.who(None, new["operator"]) == "operator"
+    doors.store.check(open_answer)  # a rotation cuts nobody's answer
+
+
+def test_a_bad_former_value_is_told_by_its_files_name(doors: Tokens) -> None:
+    (doors.directory / f"operator{PREVIOUS}").write_text("short")
+    doors.clock.sleep(RELOAD_AFTER_S)
+    assert doors.who(None, TOKEN) == "operator"
+    assert doors.problems == [("operator.previous", "is shorter than 16 characters")]
 
 
 def test_a_revoked_token_ends_its_open_answers_and_a_rotated_one_does_not(doors: Tokens) -> None:

@@ -1,7 +1,10 @@
 """Who is asking: the tokens of programs and of the sign-in proxy, as files in one directory.
 
-A file's name is the token's name, its content the token. The process keeps SHA-256 digests only, so
-a memory dump or a debugger shows no usable credential.
+A file's name is the token's name, its content the token. While a token is being replaced, a second
+file with the ending ``.previous`` holds its former value: the same token in every respect (name, role,
+limits), so nobody is refused between the moment the gateway learns the new value and the moment its
+holder does. The process keeps SHA-256 digests only, so a memory dump or a debugger shows no usable
+credential.
 
 There are two doors. A program presents its token as ``Authorization: Bearer`` or ``x-api-key``; one
 that may speak for people names them with ``x-hearth-end-user``. A person comes through the sign-in
@@ -29,6 +32,7 @@ from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.secrets import SecretError, read_secret
 
 MIN_TOKEN_LENGTH = 16
+PREVIOUS = ".previous"
 # A removed token must be refused within 5 s, so the directory is looked at more often than that.
 RELOAD_AFTER_S = 2.0
 MAX_EMAIL_BYTES = 254
@@ -198,7 +202,7 @@ class TokenStore:
             except SecretError as problem:
                 self._on_problem(path.name, str(problem))
                 continue
-            digests.append((path.name, hashlib.sha256(token.encode()).digest()))
+            digests.append((path.name.removesuffix(PREVIOUS), hashlib.sha256(token.encode()).digest()))
         return digests
 
     def _files(self) -> list[Path]:
