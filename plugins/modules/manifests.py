@@ -189,6 +189,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
     redacted,
     title,
 )
+from ansible_collections.homelab.hearth.plugins.module_utils._token import PREVIOUS
 
 try:
     import yaml
@@ -196,6 +197,8 @@ except ImportError:
     yaml = None  # type: ignore[assignment]
 
 GENERATED_BYTES = 32
+# On a Secret: the keys that were generated for it.
+GENERATED_KEYS = "hearth.homelab/generated-keys"
 LOG_LINES = 15
 
 
@@ -259,14 +262,28 @@ def secret_definition(wanted: dict[str, Any], labels: dict[str, str], existing: 
         # An empty value is none: somebody created the key and never filled it.
         data[key] = kept.get(key) or _encode(secrets.token_urlsafe(GENERATED_BYTES))
         values.append(base64.b64decode(data[key]).decode())
+    meta = {"name": wanted["name"], "namespace": wanted["namespace"], "labels": {**wanted["labels"], **labels}}
+    if wanted["generated"]:
+        meta["annotations"] = {GENERATED_KEYS: " ".join(sorted(wanted["generated"]))}
     definition = {
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": {"name": wanted["name"], "namespace": wanted["namespace"], "labels": {**wanted["labels"], **labels}},
+        "metadata": meta,
         "type": "Opaque",
         "data": data,
     }
     return definition, values
+
+
+def stale_keys(wanted: Object, existing: Object | None, stored: Object) -> set[str]:
+    """Keys that were generated for a Secret, are no longer wanted, and are still in it.
+
+    Applying without a key removes it only if nobody else wrote it. A token that gateway_token rotated has two owners, and
+    would stay valid after the inventory dropped it. Keys that were never generated here are somebody else's, and stay.
+    """
+    annotations = ((existing or {}).get("metadata") or {}).get("annotations") or {}
+    gone = set(annotations.get(GENERATED_KEYS, "").split()) - set(wanted["data"])
+    return {key for key in stored.get("data") or {} if key in gone or key.removesuffix(PREVIOUS) in gone}
 
 
 def kind_of(definition: Object) -> str:
@@ -294,6 +311,10 @@ class Run:
             self.changes.note(name, {}, view(definition))
             return definition
         stored = self.cluster.apply(definition)
+        if definition["kind"] == "Secret" and (stale := stale_keys(definition, existing, stored)):
+            stored = {**stored, "data": {key: value for key, value in stored["data"].items() if key not in stale}}
+            if not self.cluster.dry_run:
+                stored = self.cluster.replace(stored)
         if definition["kind"] == "Namespace" and existing is None and self.cluster.dry_run:
             self.missing_namespaces.add(definition["metadata"]["name"])
         self.changes.note(name, view(existing), view(stored))

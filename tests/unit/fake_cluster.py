@@ -21,6 +21,9 @@ class FakeCluster:
 
     def __init__(self) -> None:
         self.objects: dict[Key, Object] = {}
+        # Who wrote each key of `data`: applying without a key removes it only if nobody else wrote it.
+        self.owners: dict[Key, dict[str, set[str]]] = {}
+        self.manager = "hearth"
         self.version = 0
         self.dry_run = False
         self.writes: list[str] = []
@@ -32,6 +35,7 @@ class FakeCluster:
     def connect(self, module: Any, field_manager: str) -> FakeCluster:
         """Stands where the modules call `Cluster(module, field_manager)`."""
         self.dry_run = module.check_mode
+        self.manager = field_manager
         return self
 
     @staticmethod
@@ -64,9 +68,29 @@ class FakeCluster:
             "creationTimestamp": f"t{self.version:06d}",
         }
         if not self.dry_run:
+            self._own(key, f"{verb} {self.manager}", (old or {}).get("data") or {}, new.get("data") or {})
             self.objects[key] = new
             self.writes.append(f"{verb} {kind} {name}")
         return copy.deepcopy(new)
+
+    def _own(self, key: Key, writer: str, before: Object, after: Object) -> None:
+        owners = self.owners.setdefault(key, {})
+        for name in [name for name in owners if name not in after]:
+            del owners[name]
+        for name, value in after.items():
+            if before.get(name) != value:
+                owners[name] = {writer}
+
+    def _applied(self, definition: Object) -> Object:
+        """The object with what others own in it, and their part in what is now ours too."""
+        key, writer = self._key(definition), f"apply {self.manager}"
+        owners, old = self.owners.get(key, {}), (self.objects.get(key) or {}).get("data") or {}
+        wanted = definition.get("data") or {}
+        others = {name: value for name, value in old.items() if name not in wanted and owners.get(name, set()) - {writer}}
+        if not self.dry_run:
+            for name in owners:
+                owners[name] = owners[name] | {writer} if name in wanted else owners[name] - {writer}
+        return {**definition, "data": {**others, **wanted}} if others else definition
 
     def knows(self, api_version: str, kind: str) -> bool:
         return kind not in self.unknown_kinds
@@ -85,7 +109,7 @@ class FakeCluster:
         ]
 
     def apply(self, definition: Object) -> Object:
-        stored = self._store("apply", definition)
+        stored = self._store("apply", self._applied(definition))
         if self.on_apply is not None and not self.dry_run:
             self.on_apply(self.objects[self._key(definition)])
         return stored

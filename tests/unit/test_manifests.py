@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import NoClusterError
-from ansible_collections.homelab.hearth.plugins.modules import manifests
+from ansible_collections.homelab.hearth.plugins.modules import gateway_token, manifests
 
 from tests.unit.fake_cluster import FakeCluster, Object
 
@@ -107,6 +107,32 @@ def test_a_key_that_is_no_longer_given_is_removed(cluster: FakeCluster, apply: R
     apply(secrets=SECRETS)
     apply(secrets=[SECRETS[0], {"name": "keys", "namespace": "hearth"}])
     assert cluster.objects[("Secret", "hearth", "keys")]["data"] == {}
+
+
+def test_a_rotated_token_goes_with_its_name_from_the_inventory(
+    cluster: FakeCluster, apply: Run, run_module: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rotation made a second owner of the key, so that applying without it alone would leave the door open."""
+    monkeypatch.setattr(gateway_token, "Cluster", cluster.connect)
+
+    def token(name: str, state: str) -> None:
+        assert run_module(gateway_token.main, name=name, state=state, secret="tokens")["changed"]
+
+    def keys() -> list[str]:
+        return sorted(cluster.objects[("Secret", "hearth", "tokens")]["data"])
+
+    apply(secrets=MORE_TOKENS)
+    token("kitchen", "rotated")
+    token("made-by-hand", "present")
+    assert not apply(secrets=MORE_TOKENS)["changed"], "a run in the middle of a rotation leaves it alone"
+    assert keys() == ["kitchen", "kitchen.previous", "made-by-hand", "operator"]
+    checked = apply(secrets=SECRETS, check=True, diff=True)
+    assert checked["updated"] == ["Secret hearth/tokens"]
+    assert keys() == ["kitchen", "kitchen.previous", "made-by-hand", "operator"]
+    done = apply(secrets=SECRETS, diff=True)
+    assert keys() == ["made-by-hand", "operator"]
+    assert (done["updated"], done["diff"]) == (checked["updated"], checked["diff"])
+    assert not apply(secrets=SECRETS)["changed"]
 
 
 def mounting(name: str, *names: str) -> Object:
