@@ -67,8 +67,8 @@ def parse_cookie(line: str, host: str) -> Cookie:
 
 
 class _Connection(http.client.HTTPConnection):
-    def __init__(self, address: Address, server_name: str) -> None:
-        super().__init__(address.host, address.port, timeout=TIMEOUT_S)
+    def __init__(self, address: Address, server_name: str, source: str) -> None:
+        super().__init__(address.host, address.port, timeout=TIMEOUT_S, source_address=(source, 0) if source else None)
         self._address, self._server_name = address, server_name
 
     def connect(self) -> None:
@@ -82,10 +82,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 class Browser:
-    """`routes` says where a host name leads; others are dialled as they are."""
+    """`routes` says where a host name leads; others are dialled as they are. `source`: the address to come from."""
 
-    def __init__(self, routes: dict[str, Address]) -> None:
-        self.routes = routes
+    def __init__(self, routes: dict[str, Address], source: str = "") -> None:
+        self.routes, self.source = routes, source
         self.jar: dict[tuple[str, str], Cookie] = {}
         self._lock = threading.Lock()
 
@@ -103,7 +103,7 @@ class Browser:
         parts = urlsplit(url)
         host = parts.hostname or ""
         address = self.routes.get(host) or Address(host, parts.port or 80)
-        connection = _Connection(address, host)
+        connection = _Connection(address, host, self.source)
         # As the test wrote it: no cleaning of dots and slashes.
         target = url.split(parts.netloc, 1)[1] or "/"
         connection.putrequest(method, target, skip_host=True, skip_accept_encoding=True)
@@ -149,6 +149,6 @@ class Browser:
 
     def clone(self) -> Browser:
         """Another browser with a copy of the cookies."""
-        other = Browser(self.routes)
+        other = Browser(self.routes, self.source)
         other.jar = dict(self.jar)
         return other

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-import json
 import os
 import re
 import shutil
@@ -39,6 +38,12 @@ CLIENT_SECRET = "client-secret-0123456789"
 CHAT_COOKIE, APPS_COOKIE = NAMES["access"]["chat"]["cookie"], NAMES["access"]["apps"]["cookie"]
 T = TypeVar("T")
 
+HOSTS = {"chat": CHAT, "auth": AUTH, "app": APP, "photos": f"photos.{DOMAIN}"}
+# Where they lead is put in when the ports are known.
+ROUTES = [
+    {"name": name, "host": host, "url": f"http://{name}.route.test", "middlewares": {"chat": ["chat"], "auth": []}.get(name, ["signin"])}
+    for name, host in HOSTS.items()
+]
 # What an operator with a provider of their own would write, and apps on the same domain.
 VARIABLES = {
     "oauth2_proxy_chat_host": CHAT,
@@ -54,6 +59,7 @@ VARIABLES = {
         "userinfo_url": f"{IDP}/userinfo",
         "jwks_url": f"{IDP}/jwks",
     },
+    "traefik_files_routes": ROUTES,
 }
 
 
@@ -97,18 +103,27 @@ def is_standin() -> bool:
     return "standin" in subprocess.run([binary(), "--version"], capture_output=True, text=True, check=True).stdout
 
 
-def render(target: Path, variables: Mapping[str, Any]) -> dict[str, dict[str, str]]:
-    """The files of each instance (`chat`, `apps`) as the role makes them, by name."""
-    tasks = [{"ansible.builtin.include_role": {"name": "homelab.hearth.oauth2_proxy", "tasks_from": "files"}}]
-    play = [{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]
-    (target / "play.yml").write_text(yaml.safe_dump(play))
-    written = {**variables, "oauth2_proxy_files_dir": str(target), "ansible_python_interpreter": sys.executable}
+ROLES = {"oauth2_proxy": ("chat", "apps"), "traefik": ("front",)}
+
+
+def render(target: Path, variables: Mapping[str, Any], *roles: str) -> dict[str, dict[str, str]]:
+    """The files as the roles make them: `chat`, `apps` (instances of oauth2-proxy) and `front` (Traefik), each by file name."""
+    chosen = roles or tuple(ROLES)
+    tasks = [{"ansible.builtin.include_role": {"name": f"homelab.hearth.{role}", "tasks_from": "files"}} for role in chosen]
+    written = {
+        **variables,
+        "oauth2_proxy_files_dir": str(target),
+        "traefik_files_dir": str(target / "front"),
+        "ansible_python_interpreter": sys.executable,
+    }
+    (target / "play.yml").write_text(yaml.safe_dump([{"hosts": "localhost", "gather_facts": False, "tasks": tasks}]))
     (target / "variables.yml").write_text(yaml.safe_dump(written))
     environment = {k: v for k, v in os.environ.items() if not k.startswith("ANSIBLE_")} | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg")}
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "-i", "localhost,", "-c", "local", "-e", f"@{target}/variables.yml"]
     done = subprocess.run([*command, str(target / "play.yml")], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    return {instance: {f.name: f.read_text() for f in (target / instance).iterdir()} for instance in ("chat", "apps")}
+    folders = [folder for role in chosen for folder in ROLES[role]]
+    return {folder: {f.name: f.read_text() for f in sorted((target / folder).iterdir())} for folder in folders}
 
 
 class Whitelist:
@@ -195,6 +210,10 @@ class Proxy:
     def address(self) -> Address:
         return Address("127.0.0.1", self.port)
 
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
     def spawn(self, *options: str) -> subprocess.Popen[bytes]:
         environment = {k: v for k, v in os.environ.items() if not k.startswith("OAUTH2_PROXY")}
         with self.log.open("ab") as log:
@@ -215,10 +234,10 @@ class Proxy:
         """One that reaches this instance past Traefik."""
         return Browser({CHAT: self.address, AUTH: self.address})
 
-    def signed_in(self, person: str = ANN, path: str = "/") -> Browser:
+    def signed_in(self, person: str = ANN) -> Browser:
         browser = self.browser()
-        reply = sign_in(browser, self.provider, person, f"{CHAT_URL}{path}")
-        assert reply.status == 200, (reply.status, reply.body[:300])
+        reply = callback(browser, self.provider, person, f"{CHAT_URL}/")
+        assert reply.status == 302, (reply.status, reply.body[:300])
         return browser
 
     def terminate(self) -> None:
@@ -265,30 +284,56 @@ def callback(browser: Browser, provider: str, person: str, url: str, **faults: s
 
 
 class Traefik:
-    """The real Traefik with a static and a dynamic configuration; `dynamic` is read again when it changes."""
+    """The real Traefik with what the role renders. `targets` says where the services of ROUTES are."""
 
-    def __init__(self, directory: Path, static: Mapping[str, Any], dynamic: Mapping[str, Any]) -> None:
-        self.directory = directory
-        directory.mkdir(parents=True, exist_ok=True)
-        self.dynamic_file = directory / "dynamic.yml"
-        self.configure(dynamic)
-        static_file = directory / "static.yml"
-        static_file.write_text(yaml.safe_dump({**static, "providers": {"file": {"filename": str(self.dynamic_file), "watch": True}}}))
+    def __init__(
+        self, directory: Path, files: Mapping[str, str], targets: Mapping[str, str], changes: Mapping[str, str] | None = None
+    ) -> None:
+        directory.mkdir(parents=True)
+        self.directory, self.files, self.log = directory, files, directory / "log"
+        self.port, self.plain_port = free_port(), free_port()
+        [dynamic] = re.findall(r"filename: (\S+)", files["static.yaml"])
+        access = NAMES["access"]
+        self.replaced = {
+            dynamic: str(directory / "dynamic.yaml"),
+            "watch: false": "watch: true",
+            "127.0.0.1:8443": f"127.0.0.1:{self.port}",
+            "127.0.0.1:8080": f"127.0.0.1:{self.plain_port}",
+            f"http://{access['apps']['name']}.{access['namespace']}.svc:{access['port']}": targets["auth"],
+            **(changes or {}),
+        }
+        self.point(targets)
         program = shutil.which("traefik", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
         assert program, "traefik is missing: run `make setup`"
-        self.log = directory / "log"
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen([program, f"--configFile={static_file}"], stdout=log, stderr=log)
+            self.process = subprocess.Popen([program, f"--configFile={directory}/static.yaml"], stdout=log, stderr=log)
+        wait_for(lambda: listens(self.port) and self._routes(), f"Traefik to have routes, see {self.log}")
 
-    def configure(self, dynamic: Mapping[str, Any]) -> None:
-        fresh = self.dynamic_file.with_suffix(".new")
-        fresh.write_text(json.dumps(dynamic))  # JSON is YAML
-        fresh.rename(self.dynamic_file)
+    def point(self, targets: Mapping[str, str]) -> None:
+        """Lead the routes to these addresses; a running Traefik follows."""
+        localised(self.directory, self.files, {**self.replaced, **{f"http://{name}.route.test": url for name, url in targets.items()}})
+
+    def _routes(self) -> bool:
+        try:
+            return self.browser().send(f"{CHAT_URL}/ping").status == 200
+        except OSError:  # it listens before it has a certificate
+            return False
+
+    def browser(self) -> Browser:
+        """One that comes through the front door, for every host of the house."""
+        secure = {host: Address("127.0.0.1", self.port, tls=True) for host in HOSTS.values()}
+        return Browser(secure)
+
+    def signed_in(self, provider: str, person: str = ANN, url: str = f"{CHAT_URL}/") -> Browser:
+        browser = self.browser()
+        reply = sign_in(browser, provider, person, url)
+        assert reply.status == 200, (reply.status, reply.body[:300])
+        return browser
 
     def stop(self) -> None:
         self.process.terminate()
         try:
-            self.process.wait(3)
-        except subprocess.TimeoutExpired:
+            self.process.wait(1)
+        except subprocess.TimeoutExpired:  # it waits for its grace time, which is long
             self.process.kill()
             self.process.wait()

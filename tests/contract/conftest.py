@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "gateway"), str(HERE.parents[1] / "files" / "gateway" / "src")]
 
-from chain import ANN, BOB, VARIABLES, Provider, Proxy, Whitelist, render  # noqa: E402
+from chain import ANN, BOB, VARIABLES, Provider, Proxy, Traefik, Whitelist, render  # noqa: E402
 from gateway_support import own, vendor  # noqa: E402
 from upstream import Upstream  # noqa: E402
 
@@ -21,6 +22,7 @@ __all__ = ["own", "vendor"]
 
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    """What the roles write, `localised` later by each process for itself."""
     return render(tmp_path_factory.mktemp("rendered"), VARIABLES)
 
 
@@ -73,3 +75,38 @@ def chat(
     yield maker(tmp_path_factory.mktemp("chat"), files, upstream, provider, made)()
     for proxy in made:
         proxy.stop()
+
+
+@dataclass(frozen=True)
+class House:
+    """The whole chain with Traefik in front, and one list for both instances, as in a cluster."""
+
+    traefik: Traefik
+    chat: Proxy
+    apps: Proxy
+    people: Whitelist
+    provider: str
+
+
+@pytest.fixture(scope="session")
+def house(
+    tmp_path_factory: pytest.TempPathFactory, files: dict[str, dict[str, str]], upstream: Upstream, provider: str
+) -> Iterator[House]:
+    """Its bounds on requests are lifted: thousands come from one address here, and a test of its own looks at them."""
+    base = tmp_path_factory.mktemp("house")
+    made: list[Proxy] = []
+    people = Whitelist(base / "whitelist", ANN, BOB)
+    make = maker(base, files, upstream, provider, made)
+    chat, apps = make("chat", people=people), make("apps", people=people, cookie_secret="a" * 32)
+    traefik = Traefik(base / "front", files["front"], targets(chat.url, apps.url, upstream.url), UNBOUNDED)
+    yield House(traefik, chat, apps, people, provider)
+    traefik.stop()
+    for proxy in made:
+        proxy.stop()
+
+
+UNBOUNDED = {'"average": 50': '"average": 100000', '"burst": 200': '"burst": 100000'}
+
+
+def targets(chat: str, apps: str, app: str) -> dict[str, str]:
+    return {"chat": chat, "auth": apps, "app": app, "photos": app}

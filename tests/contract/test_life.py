@@ -46,7 +46,7 @@ def test_c30_config_test_says_yes_without_listening(make_proxy: MakeProxy) -> No
 def test_c30_what_google_gets_is_valid(tmp_path: Path) -> None:
     """The addresses of an ordinary installation; nothing but paths is replaced."""
     google = {name: value for name, value in VARIABLES.items() if name not in ("oauth2_proxy_provider", "oauth2_proxy_oidc")}
-    rendered = render(tmp_path, google)
+    rendered = render(tmp_path, google, "oauth2_proxy")
     secrets = tmp_path / "secrets"
     secrets.mkdir()
     for name in ("chat-cookie", "apps-cookie", "client-secret", "gateway-token"):
