@@ -47,11 +47,11 @@ def pieces(data: bytes, size: int) -> Iterator[bytes]:
     return (data[start : start + size] for start in range(0, len(data), size))
 
 
-def answered(name: str, size: int = 1 << 20) -> list[Event | GatewayError]:
+def answered(name: str, size: int = 1 << 20, stream: bool = True) -> list[Event | GatewayError]:
     """The events of the raw answer ``name``, received ``size`` bytes at a time; the fault is the last one."""
     content_type = "application/json" if name.endswith(".json") else "text/event-stream; charset=utf-8"
     transport = FakeTransport(200, {"content-type": content_type}, list(pieces((FOLDER / name).read_bytes(), size)))
-    call = Call(parse_chat_request(ASKED), "m", 1000, 1.0, lambda: 0.1, lambda _fields: None)
+    call = Call(parse_chat_request({**ASKED, "stream": stream}), "m", 1000, 1.0, lambda: 0.1, lambda _fields: None)
     found: list[Event | GatewayError] = []
     try:
         found.extend(provider_for(name, transport).stream(call))
@@ -102,6 +102,23 @@ def golden_of(name: str) -> Any:
 @pytest.mark.parametrize("name", RAW)
 def test_the_events_are_these(name: str, size: int) -> None:
     assert shown(answered(name, size)) == golden_of(name)
+
+
+@pytest.mark.parametrize("size", [1, 7, 1 << 20])
+@pytest.mark.parametrize("name", RAW)
+def test_a_whole_answer_is_the_same_with_its_text_in_fewer_pieces(name: str, size: int) -> None:
+    assert joined(shown(answered(name, size, stream=False))) == joined(golden_of(name))
+
+
+def joined(found: list[Any]) -> list[Any]:
+    """Neighbouring pieces of text as one."""
+    together: list[Any] = []
+    for item in found:
+        if item[0] == "text" and together and together[-1][0] == "text":
+            together[-1] = ["text", together[-1][1] + item[1]]
+        else:
+            together.append(item)
+    return together
 
 
 @pytest.mark.parametrize("name", [name for name in RAW if (FOLDER / f"{name.split('.')[0]}.client.sse").exists()])

@@ -14,7 +14,8 @@ from werkzeug.exceptions import HTTPException
 from hearth_gateway import __version__, web
 from hearth_gateway.api import chat, description, endpoints, health, me, messages, models, transparency, usage
 from hearth_gateway.api.door import Door
-from hearth_gateway.api.responses import HearthResponse, add_request_id, error_response
+from hearth_gateway.api.framework import HearthApp
+from hearth_gateway.api.responses import error_response, own_headers
 from hearth_gateway.clock import Clock, SystemClock
 from hearth_gateway.config import (
     AnthropicProviderConfig,
@@ -138,13 +139,10 @@ def create_app(
     metrics.measure("hearth_ledger_queued_rows", lambda: ledger.queued)
     metrics.measure("hearth_ledger_failing", lambda: float(ledger.failing))
 
-    app = Flask("hearth_gateway", static_folder=None)
-    app.response_class = HearthResponse
+    app = HearthApp()
     # One more than allowed: of a chunked body, which does not announce its length, Werkzeug hands out
     # as much as this and no error. The route sees that it is too much (api/answering.py).
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes + 1
-    # OPTIONS has no use here, and an automatic answer would be a route that nobody described.
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     catalogue = build_catalogue(config, money.prices.price)
     app.register_blueprint(chat.create_blueprint(service, door, config.server, log))
     app.register_blueprint(messages.create_blueprint(service, door, config.server, log))
@@ -316,9 +314,7 @@ def _keys(config: Config, clock: Clock, log: Log) -> dict[str, KeyFile]:
     return {name: KeyFile(Path(file), clock, partial(problem, name)) for name, file in files.items() if file is not None}
 
 
-def _provider(
-    item: ProviderConfig, config: Config, key: KeyFile | None, clock: Clock, transport: TransportFactory
-) -> Provider:
+def _provider(item: ProviderConfig, config: Config, key: KeyFile | None, clock: Clock, transport: TransportFactory) -> Provider:
     if isinstance(item, DemoProviderConfig):
         return DemoProvider(item.name, clock)
     connection = transport(item.base_url, item.ca_file, clock)
@@ -374,11 +370,11 @@ def _add_error_handlers(app: Flask, metrics: Metrics, log: Log) -> None:
 def _add_response_hook(app: Flask, lifecycle: Lifecycle, metrics: Metrics) -> None:
     @app.after_request
     def finish(response: Response) -> Response:
-        route = request.url_rule.rule if request.url_rule is not None else "other"
-        method = request.method if request.method in ("GET", "HEAD", "POST") else "other"
+        asked = request._get_current_object()  # type: ignore[attr-defined]
+        route = asked.url_rule.rule if asked.url_rule is not None else "other"
+        method = asked.method if asked.method in ("GET", "HEAD", "POST") else "other"
         metrics.response(route, method, response.status_code)
-        response.headers["X-Content-Type-Options"] = "nosniff"
-        add_request_id(response)
+        response.headers.extend(own_headers(asked))
         if lifecycle.leaving:
             # Or a keep-alive client would send its next request into a socket that is going away.
             response.headers["Connection"] = "close"

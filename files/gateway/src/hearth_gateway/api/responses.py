@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import orjson
-from flask import Response, g, request
+from flask import Request, Response, g, request
 
 from hearth_gateway.errors import GatewayError
 
@@ -20,40 +20,47 @@ class HearthResponse(Response):
     def __call__(self, environ: Any, start_response: Any) -> Iterable[bytes]:
         if self.is_streamed or environ["REQUEST_METHOD"] == "HEAD":
             return super().__call__(environ, start_response)
+        if self.status_code < 200 or self.status_code in (204, 304):
+            start_response(self.status, self.get_wsgi_headers(environ).to_wsgi_list())
+        else:
+            # Werkzeug's look at them is for relative redirects and bodies of unknown length. We have neither.
+            start_response(self.status, self.headers.to_wsgi_list())
         body = self.get_data()
-        start_response(self.status, self.get_wsgi_headers(environ).to_wsgi_list())
         self.close()
         return [body]
 
 
 def json_response(value: Any, status: int = 200, headers: dict[str, str] | None = None) -> HearthResponse:
-    return HearthResponse(orjson.dumps(value), status, {"Cache-Control": "no-store", **(headers or {})})
+    body = orjson.dumps(value)
+    # All of them at once, and the body as it is: Werkzeug takes its time for each header that is set later.
+    sent = [("Content-Type", "application/json"), ("Content-Length", str(len(body))), ("Cache-Control", "no-store")]
+    return HearthResponse([body], status, [*sent, *(headers or {}).items()])
 
 
 # These routes are OpenAI's, whoever calls them.
 _OPENAI_ROUTES = ("/v1/chat/", "/v1/embeddings", "/v1/images/")
 
 
-def speaks_anthropic() -> bool:
-    """Whether the current request comes from a client of Anthropic's API: by the route, else by the header
+def speaks_anthropic(asked: Request = request) -> bool:
+    """Whether the request comes from a client of Anthropic's API: by the route, else by the header
     that its SDKs send with everything."""
-    path = request.path
-    return path.startswith("/v1/messages") or ("anthropic-version" in request.headers and not path.startswith(_OPENAI_ROUTES))
+    path = asked.path
+    return path.startswith("/v1/messages") or ("HTTP_ANTHROPIC_VERSION" in asked.environ and not path.startswith(_OPENAI_ROUTES))
 
 
 def request_id() -> str:
     """The id of the current request: in its response headers, in the ledger, in the log."""
-    if "request_id" not in g:
-        g.request_id = secrets.token_hex(12)
-    found: str = g.request_id
+    found: str | None = g.get("request_id")
+    if found is None:
+        found = g.request_id = secrets.token_hex(12)
     return found
 
 
-def add_request_id(response: Response) -> None:
-    """Under the name that the client's SDK reads."""
-    response.headers["x-request-id"] = request_id()
-    if speaks_anthropic():
-        response.headers["request-id"] = request_id()
+def own_headers(asked: Request) -> list[tuple[str, str]]:
+    """What every response has. The request's id under each name that the client's SDK reads."""
+    number = request_id()
+    headers = [("X-Content-Type-Options", "nosniff"), ("x-request-id", number)]
+    return [*headers, ("request-id", number)] if speaks_anthropic(asked) else headers
 
 
 def error_response(error: GatewayError) -> HearthResponse:

@@ -11,6 +11,7 @@ redirects a POST with a key is a fault), no cookies, no proxies.
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 import threading
@@ -149,16 +150,16 @@ class HttpClient:
 
     def __init__(self, base_url: str, ca_file: str | None, clock: Clock) -> None:
         self._origin = _Origin.parse(base_url)
+        self._fixed_headers = f"host: {self._origin.host_header}\r\naccept-encoding: identity\r\n"
         self._tls = tls_context(ca_file) if self._origin.scheme == "https" else None
         self.clock = clock
         self._pool: deque[_Connection] = deque()
         self._lock = threading.Lock()
 
     def post(self, path: str, headers: dict[str, str], body: bytes, connect_s: float) -> PendingResponse:
-        lines = [f"POST {self._origin.prefix}{path} HTTP/1.1", f"host: {self._origin.host_header}"]
-        lines += [f"{name}: {value}" for name, value in headers.items()]
-        lines += [f"content-length: {len(body)}", "accept-encoding: identity", "", ""]
-        return _Pending(self, "\r\n".join(lines).encode("latin-1") + body, connect_s)
+        sent = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
+        head = f"POST {self._origin.prefix}{path} HTTP/1.1\r\n{self._fixed_headers}{sent}content-length: {len(body)}\r\n\r\n"
+        return _Pending(self, head.encode("latin-1") + body, connect_s)
 
     def close(self) -> None:
         with self._lock:
@@ -329,6 +330,16 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
     return int(status), headers
 
 
+_CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}\Z").match  # `int` alone takes signs, spaces and underscores, too
+
+
+def _chunk_size(line: bytes) -> int:
+    size = line.partition(b";")[0].strip()
+    if not _CHUNK_SIZE(size):
+        raise _protocol()
+    return int(size, 16)
+
+
 class _Body:
     """The body of a response in any of HTTP/1.1's three framings, unpacked if it is gzipped."""
 
@@ -400,53 +411,48 @@ class _Body:
                 self._left -= size
                 self._done = self._left == 0
             return data
-        out = bytearray()
-        while self._next_chunk():
-            left = self._left or 0
-            size = min(left, len(buffer))
-            out += buffer[:size]
-            del buffer[:size]
-            self._left = left - size
-            if self._left:
-                break
-        return bytes(out)
+        pieces: list[bytearray] = []
+        at, size = 0, len(buffer)  # it is cut once and not with every chunk: one read may bring hundreds
+        while at < size:
+            left = self._left
+            if not left:
+                at = self._framing(buffer, at)
+                left = self._left
+                if not left:
+                    break  # the rest of the framing is not here yet, or this was the end
+            pieces.append(buffer[at : at + left])
+            taken = min(left, size - at)
+            at += taken
+            self._left = left - taken
+        del buffer[:at]
+        return b"".join(pieces)
 
-    def _next_chunk(self) -> bool:
-        """Position the buffer at chunk data; False when the framing bytes are not all here, or at the end."""
-        buffer = self._connection.buffer
-        if self._left:
-            return True
+    def _framing(self, buffer: bytearray, at: int) -> int:
+        """Read what stands between chunks, from the position ``at``, as far as it is here. Returns the
+        position after it; ``_left`` is then the size of the chunk, or 0 as long as that is not known."""
         if self._chunk_open:
-            if len(buffer) < 2:
-                return False
-            if buffer[:2] != b"\r\n":
+            if len(buffer) - at < 2:
+                return at
+            if not buffer.startswith(b"\r\n", at):
                 raise _protocol()
-            del buffer[:2]
+            at += 2
             self._chunk_open = False
-        while True:
-            end = buffer.find(b"\r\n")
-            if end < 0:
-                if len(buffer) > _MAX_HEAD_BYTES:
-                    raise _protocol()
-                return False
-            line = bytes(buffer[:end])
-            del buffer[: end + 2]
-            if self._in_trailer:
-                if not line:
-                    self._done = True
-                    return False
-                continue
-            size = line.split(b";")[0].strip()
-            try:
-                self._left = int(size, 16) if size.isalnum() else -1
-            except ValueError:
-                self._left = -1
-            if self._left < 0:
+        while (end := buffer.find(b"\r\n", at)) >= 0:
+            line = bytes(buffer[at:end])
+            at = end + 2
+            if not self._in_trailer:
+                self._left = _chunk_size(line)
+                if self._left:
+                    self._chunk_open = True
+                    break
+                self._in_trailer = True
+            elif not line:
+                self._done = True
+                break
+        else:
+            if len(buffer) - at > _MAX_HEAD_BYTES:
                 raise _protocol()
-            if self._left:
-                self._chunk_open = True
-                return True
-            self._in_trailer = True
+        return at
 
     def close(self) -> None:
         if self._closed:

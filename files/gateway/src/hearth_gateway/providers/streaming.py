@@ -8,7 +8,7 @@ from typing import Protocol
 from hearth_gateway.errors import GatewayError
 from hearth_gateway.providers.base import Call
 from hearth_gateway.providers.http import PendingResponse, Response
-from hearth_gateway.translate.events import IDLE, End, Event
+from hearth_gateway.translate.events import IDLE, End, Event, Text
 from hearth_gateway.translate.sse import SseParser
 
 # A text event is a few hundred bytes; a signed thinking block can be large. More is a fault.
@@ -85,16 +85,43 @@ def _read_stream(response: Response, reader: Reader, call: Call) -> Iterator[Eve
         found = parser.feed(chunk) if chunk else parser.end()
         if chunk and not found:
             yield IDLE  # bytes that are no event yet keep no answer alive: an event may drip in for ever
-        for _, data in found:
-            for event in reader.read(data):
-                if isinstance(event, End):
-                    _finish_body(response)
-                yield event
-                if isinstance(event, End):
-                    return
+        for event in _read(found, reader) if call.request.stream else _read_joined(found, reader):
+            if isinstance(event, End):
+                _finish_body(response)
+            yield event
+            if isinstance(event, End):
+                return
         if not chunk:
             yield from reader.end()
             return
+
+
+def _read(found: list[tuple[str, bytes]], reader: Reader) -> Iterator[Event]:
+    for _, data in found:
+        yield from reader.read(data)
+
+
+def _read_joined(found: list[tuple[str, bytes]], reader: Reader) -> Iterator[Event]:
+    """The same, with neighbouring pieces of text as one: who gets the answer as a whole sees no difference,
+    and all that follows is done once and not for each word."""
+    texts: list[str] = []
+    fault: GatewayError | None = None
+    try:
+        for _, data in found:
+            for event in reader.read(data):
+                if isinstance(event, Text):
+                    texts.append(event.text)
+                    continue
+                if texts:
+                    yield Text("".join(texts))
+                    texts.clear()
+                yield event
+    except GatewayError as error:
+        fault = error
+    if texts:
+        yield Text("".join(texts))  # also before a fault: it was there first
+    if fault is not None:
+        raise fault
 
 
 def _finish_body(response: Response) -> None:

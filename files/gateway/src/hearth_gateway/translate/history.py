@@ -124,6 +124,10 @@ def used_tool_names(request: ChatRequest) -> list[str]:
     return list(dict.fromkeys(part.name for turn in request.turns for part in turn.parts if isinstance(part, ToolUse)))
 
 
+def _is_good(name: str, longest: int) -> bool:
+    return len(name) <= longest and _TOOL_ID.match(name) is not None
+
+
 class ToolNames:
     """Caller's tool names → names of at most ``longest`` characters that vendors accept, without
     collisions, and back (``reverse``)."""
@@ -131,12 +135,11 @@ class ToolNames:
     def __init__(self, request: ChatRequest, longest: int) -> None:
         self.reverse: dict[str, str] = {}
         self._safe: dict[str, str] = {}
-        good = re.compile(rf"[A-Za-z0-9_-]{{1,{longest}}}\Z")
         wanted = dict.fromkeys([*(tool.name for tool in request.tools), *used_tool_names(request)])
         # Names that are fine keep theirs, whatever the order: only the others may be renamed.
-        for name in sorted(wanted, key=lambda name: not good.match(name)):
+        for name in sorted(wanted, key=lambda name: not _is_good(name, longest)):
             safe = name
-            if not good.match(name):
+            if not _is_good(name, longest):
                 safe = _NOT_IN_TOOL_NAME.sub("_", name)[:longest]
                 if safe in self.reverse:
                     safe = f"{safe[: longest - 9]}_{sha256(name.encode()).hexdigest()[:8]}"

@@ -104,6 +104,9 @@ class ChatReader:
             return self._end()
         try:
             chunk = orjson.loads(data)
+            text = None if self._thinking else _plain_text(chunk)
+            if text is not None:
+                return [Text(text)]
             if chunk.get("error") is not None:
                 raise _stream_error(chunk["error"])
             events = self._usage.take(chunk.get("usage"))
@@ -210,6 +213,24 @@ class ChatReader:
             if call.index == index and call_id in (None, "", call.id):
                 return call
         return None
+
+
+_PLAIN_DELTA = {"content", "role"}
+
+
+def _plain_text(chunk: dict[str, Any]) -> str | None:
+    """The text of a chunk that holds nothing else, as nearly all do; None for any other, which is read with care."""
+    try:
+        [choice] = chunk["choices"]
+        delta = choice["delta"]
+        text = delta["content"]
+    except (LookupError, TypeError, ValueError):
+        return None
+    if choice.get("finish_reason") is not None or choice.get("index", 0) != 0 or not delta.keys() <= _PLAIN_DELTA:
+        return None
+    if chunk.get("usage") is not None or chunk.get("error") is not None:
+        return None
+    return text if text and isinstance(text, str) else None
 
 
 class _Call:

@@ -47,6 +47,8 @@ class SseParser:
             self._first = False
             chunk = chunk.removeprefix(_BOM)
         events: list[tuple[str, bytes]] = []
+        if not self._data and not self._name and b"\r" not in chunk:
+            chunk = self._whole_events(chunk, events)
         for line in chunk.splitlines(keepends=True):  # bytes: cuts at CR, LF and CRLF, nothing else
             stripped = line.rstrip(b"\r\n")
             if len(stripped) == len(line):
@@ -59,6 +61,27 @@ class SseParser:
             return events
         self._skip_lf = False
         return events
+
+    def _whole_events(self, chunk: bytes, events: list[tuple[str, bytes]]) -> bytes:
+        """The events that ``chunk`` holds from their first byte to their last; returns what is left of it.
+
+        Nearly all that vendors send looks alike: `data`, or `event` and `data`, a line each.
+        """
+        *blocks, rest = chunk.split(b"\n\n")
+        for block in blocks:
+            first, _, second = block.partition(b"\n")
+            if not second and first.startswith(b"data: "):
+                name, data = "", first[6:]
+            elif first.startswith(b"event: ") and second.startswith(b"data: ") and b"\n" not in second:
+                name, data = first[7:].decode("utf-8", "replace"), second[6:]
+            else:
+                for line in block.split(b"\n"):
+                    self._line(line, events)
+                self._dispatch(events)
+                continue
+            self._check(len(data))
+            events.append((name, data))
+        return rest
 
     def end(self) -> list[tuple[str, bytes]]:
         """The stream is over: also return a last event that had no blank line after it."""
