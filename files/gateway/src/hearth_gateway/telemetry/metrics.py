@@ -7,7 +7,8 @@ from __future__ import annotations
 import platform
 import threading
 import time
-from collections.abc import Callable
+from collections import defaultdict, deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
@@ -21,12 +22,17 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from hearth_gateway import __version__
-from hearth_gateway.core.limits import Ceiling, LimitEvent, Sums, scope_kind
+from hearth_gateway.core.limits import Ceiling, Limit, LimitEvent, Sums, scope_kind
 from hearth_gateway.core.metering import CANCELLED, OK, Settlement
 from hearth_gateway.core.prices import NANO
 from hearth_gateway.errors import Kind, Owner
+
+# Answers are counted so many at a time: a shared look at a series costs less than one each.
+_COUNT_TOGETHER = 64
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -43,6 +49,8 @@ class Definition:
 
 
 _SECONDS = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+_LIMIT_USED = "hearth_limit_used_ratio"
 
 DEFINITIONS: tuple[Definition, ...] = (
     Definition("hearth_build_info", "gauge", ("version", "python"), "Always 1; the labels say what runs."),
@@ -107,7 +115,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition("hearth_person_tokens_total", "counter", ("person",), "Tokens of prompts and answers by person."),
     Definition("hearth_person_cost_usd_total", "counter", ("person",), "US dollars of priced attempts by person."),
     Definition(
-        "hearth_limit_used_ratio",
+        _LIMIT_USED,
         "gauge",
         ("scope", "subject", "limit"),
         "What is used of a ceiling in its current period; 1 is all. `scope`: person, program, house. Several replicas: take the max.",
@@ -187,6 +195,34 @@ class PersonLabels:
         return self._label_of(email)
 
 
+class _LimitShares(Collector):
+    """What is used of each ceiling: it changes with every request, so it is worked out when somebody looks."""
+
+    def __init__(self, definition: Definition, people: PersonLabels) -> None:
+        self._definition = definition
+        self._people = people
+        self._latest: dict[tuple[str, Limit], tuple[Ceiling, Sums]] = {}
+
+    def saw(self, ceiling: Ceiling, sums: Sums) -> None:
+        self._latest[ceiling.scope, ceiling.limit] = ceiling, sums
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        now = time.time()
+        shares: dict[tuple[str, str, Limit], float] = {}
+        for ceiling, sums in list(self._latest.values()):
+            if ceiling.period.end <= now:
+                continue  # who asks nothing today has used nothing of today: yesterday's share must not stay
+            kind, _, name = ceiling.scope.partition(":")
+            labels = (kind, self._people.label(name) if kind == "person" else name, ceiling.limit)
+            share = ceiling.used(sums) / max(ceiling.amount, 1)
+            # Of the people who share the label `other`, the one who is nearest to a ceiling.
+            shares[labels] = max(share, shares.get(labels, 0.0))
+        family = GaugeMetricFamily(self._definition.name, self._definition.help, labels=self._definition.labels)
+        for labels, share in shares.items():
+            family.add_metric(labels, share)
+        yield family
+
+
 @lru_cache(maxsize=64)
 def _owner(outcome: str) -> str:
     if outcome == OK:
@@ -199,7 +235,9 @@ class Metrics:
 
     def __init__(self, people: PersonLabels | None = None) -> None:
         self._people = people or PersonLabels(0, lambda _email: "")
-        self._limits_until: dict[tuple[str, str, str], float] = {}
+        self._settled: deque[Settlement] = deque()
+        # Held by who touches the metrics of attempts: a scrape, or who counts.
+        self._counting = threading.Lock()
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
@@ -207,7 +245,10 @@ class Metrics:
         self._gauges: dict[str, Gauge] = {}
         self._histograms: dict[str, Histogram] = {}
         for item in DEFINITIONS:
-            if item.type == "counter":
+            if item.name == _LIMIT_USED:
+                self._limit_shares = _LimitShares(item, self._people)
+                self.registry.register(self._limit_shares)
+            elif item.type == "counter":
                 self._counters[item.name] = Counter(item.name, item.help, item.labels, registry=self.registry)
             elif item.type == "gauge":
                 self._gauges[item.name] = Gauge(item.name, item.help, item.labels, registry=self.registry)
@@ -216,7 +257,6 @@ class Metrics:
         self._gauges["hearth_build_info"].labels(__version__, platform.python_version()).set(1)
         # Looking up a child by its labels costs more than counting; label sets are few and closed.
         self._counter = lru_cache(maxsize=4096)(lambda name, *labels: self._counters[name].labels(*labels))
-        self._limit_used = lru_cache(maxsize=1024)(self._gauges["hearth_limit_used_ratio"].labels)
         self._histogram = lru_cache(maxsize=1024)(lambda name, *labels: self._histograms[name].labels(*labels))
 
     def measure(self, name: str, read: Callable[[], float], *labels: str) -> None:
@@ -241,14 +281,37 @@ class Metrics:
 
     def unknown(self, provider: str, model: str, count: int) -> None:
         """Intents of a dead gateway were charged."""
-        self._counter("hearth_estimated_attempts_total", provider, model, "unknown").inc(count)
+        with self._counting:
+            self._counter("hearth_estimated_attempts_total", provider, model, "unknown").inc(count)
 
     def record(self, settled: Settlement) -> None:
+        """Counted a little later, at a scrape at the latest.
+
+        Waits for no lock: an answer that nobody closed is settled by the garbage collector, in any
+        thread and at any moment, also while that thread is counting.
+        """
+        self._settled.append(settled)
+        if len(self._settled) >= _COUNT_TOGETHER and self._counting.acquire(blocking=False):
+            try:
+                self._count_settled()
+            finally:
+                self._counting.release()
+
+    def _count_settled(self) -> None:
+        amounts: defaultdict[tuple[str, ...], float] = defaultdict(float)
+        while self._settled:
+            self._add(self._settled.popleft(), amounts)
+        for series, amount in amounts.items():
+            self._counter(*series).inc(amount)
+
+    def _add(self, settled: Settlement, amounts: defaultdict[tuple[str, ...], float]) -> None:
+        """Into ``amounts``, by counter and labels; times go to their histograms at once."""
         leg, usage = settled.leg, settled.usage
-        self._counter("hearth_attempts_total", leg.alias, leg.provider, leg.model, leg.outcome, _owner(leg.outcome)).inc()
-        self._histogram("hearth_attempt_duration_seconds", leg.provider, leg.model).observe(leg.duration_s)
+        provider, model, tokens = leg.provider, leg.model, settled.tokens
+        amounts["hearth_attempts_total", leg.alias, provider, model, leg.outcome, _owner(leg.outcome)] += 1
+        self._histogram("hearth_attempt_duration_seconds", provider, model).observe(leg.duration_s)
         if leg.first_token_s is not None:
-            self._histogram("hearth_first_token_seconds", leg.provider, leg.model).observe(leg.first_token_s)
+            self._histogram("hearth_first_token_seconds", provider, model).observe(leg.first_token_s)
         for kind, count in (
             ("input", usage.input),
             ("cache_read", usage.cache_read),
@@ -257,38 +320,27 @@ class Metrics:
             ("output", usage.output),
         ):
             if count:
-                self._counter("hearth_tokens_total", leg.provider, leg.model, kind).inc(count)
-        if settled.cost_nano:
-            self._counter("hearth_cost_usd_total", leg.provider, leg.model).inc(settled.cost_nano / NANO)
-        elif settled.cost_nano is None and (settled.tokens or leg.images):
-            self._counter("hearth_unpriced_attempts_total", leg.provider, leg.model).inc()
+                amounts["hearth_tokens_total", provider, model, kind] += count
+        cost_usd = (settled.cost_nano or 0) / NANO
+        if cost_usd:
+            amounts["hearth_cost_usd_total", provider, model] += cost_usd
+        elif settled.cost_nano is None and (tokens or leg.images):
+            amounts["hearth_unpriced_attempts_total", provider, model] += 1
         if settled.state == "estimated":
-            self._counter("hearth_estimated_attempts_total", leg.provider, leg.model, "estimated").inc()
+            amounts["hearth_estimated_attempts_total", provider, model, "estimated"] += 1
         if leg.caller.person is not None:
-            self._record_person(self._people.label(leg.caller.person), settled)
-
-    def _record_person(self, person: str, settled: Settlement) -> None:
-        if settled.leg.leg == 1:
-            self._counter("hearth_person_requests_total", person).inc()
-        if settled.tokens:
-            self._counter("hearth_person_tokens_total", person).inc(settled.tokens)
-        if settled.cost_nano:
-            self._counter("hearth_person_cost_usd_total", person).inc(settled.cost_nano / NANO)
+            person = self._people.label(leg.caller.person)
+            if leg.leg == 1:
+                amounts["hearth_person_requests_total", person] += 1
+            if tokens:
+                amounts["hearth_person_tokens_total", person] += tokens
+            if cost_usd:
+                amounts["hearth_person_cost_usd_total", person] += cost_usd
 
     def limit_used(self, ceiling: Ceiling, sums: Sums) -> None:
-        kind, _, name = ceiling.scope.partition(":")
-        labels = (kind, self._people.label(name) if kind == "person" else name, ceiling.limit)
-        self._limit_used(*labels).set(ceiling.used(sums) / max(ceiling.amount, 1))
-        self._limits_until[labels] = ceiling.period.end
-
-    def _forget_ended_periods(self) -> None:
-        """Who asks nothing today has used nothing of today: yesterday's share must not stay."""
-        now = time.time()
-        for labels, until in list(self._limits_until.items()):
-            if until <= now and self._limits_until.pop(labels, None) is not None:
-                self._gauges["hearth_limit_used_ratio"].remove(*labels)
-                self._limit_used.cache_clear()  # or a removed series would be counted on, and never shown
+        self._limit_shares.saw(ceiling, sums)
 
     def exposition(self) -> bytes:
-        self._forget_ended_periods()
-        return generate_latest(self.registry)
+        with self._counting:
+            self._count_settled()
+            return generate_latest(self.registry)
