@@ -231,6 +231,19 @@ def charges_of(program: str, person: str | None, day: Period, month: Period) -> 
     return (*((scope, period.key) for scope in scopes for period in (day, month)), (HOUSE, month.key))
 
 
+# Callers whose bounds are kept; a house has fewer.
+_MAX_KNOWN = 4096
+
+
+class _Known(NamedTuple):
+    """The bounds of a caller, and what they were made of: compared by identity, which costs nothing."""
+
+    day: Period
+    month: Period
+    own: LimitsConfig | None
+    bounds: Bounds
+
+
 class LimitBook:
     """``limits_of`` returns a person's own limits, None for those of the configuration."""
 
@@ -239,8 +252,9 @@ class LimitBook:
         self._house = LimitsConfig(money_per_month_usd=config.house.money_per_month_usd)
         self._limits_of = limits_of
         self.calendar = Calendar(config.time_zone)
-        # Decimals into integers, and a share of each: most of what a request costs here, and the same until a
-        # limit or the day changes. The key holds both, so nothing in here is ever out of date.
+        # Most of what a request costs here is the same until a limit or the day changes.
+        self._known: dict[tuple[str, str | None, bool], _Known] = {}
+        # Ceilings that many share, such as the house's, are one object for all of them.
         self._ceilings_of = lru_cache(maxsize=4096)(self._ceilings)
 
     @property
@@ -250,22 +264,34 @@ class LimitBook:
     def bounds(self, caller: Caller, now: float) -> Bounds:
         """For a request at ``now`` (Unix seconds)."""
         day, month = self.calendar.day(now), self.calendar.month(now)
+        own = None if caller.person is None else self._limits_of(caller.person)
+        who = (caller.name, caller.person, caller.browser)
+        known = self._known.get(who)
+        if known is not None and known.day is day and known.month is month and known.own is own:
+            return known.bounds
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        bounds = self._bounds(caller, own, day, month)
+        self._known[who] = _Known(day, month, own, bounds)
+        return bounds
+
+    def _bounds(self, caller: Caller, own: LimitsConfig | None, day: Period, month: Period) -> Bounds:
         ceilings: list[Ceiling] = []
         rates: list[Rate] = []
         for scope in scopes_of(caller.name, caller.person):
             if caller.browser and scope.startswith("program:"):
                 continue  # the sign-in proxy is a way in and not a spender
-            limits = self._limits(scope)
+            limits = self._limits(scope, own)
             ceilings += self._ceilings_of(scope, limits, day, month)
             if limits.requests_per_minute is not None:
                 rates.append(Rate(scope, limits.requests_per_minute))
         ceilings += self._ceilings_of(HOUSE, self._house, day, month)
         return Bounds(charges_of(caller.name, caller.person, day, month), tuple(ceilings), tuple(rates))
 
-    def _limits(self, scope: str) -> LimitsConfig:
+    def _limits(self, scope: str, own: LimitsConfig | None) -> LimitsConfig:
         kind, _, name = scope.partition(":")
         if kind == "person":
-            return self._limits_of(name) or self._config.person
+            return own or self._config.person
         return self._config.programs.get(name, self._config.program)
 
     def _ceilings(self, scope: str, limits: LimitsConfig, day: Period, month: Period) -> tuple[Ceiling, ...]:

@@ -22,6 +22,8 @@ from hearth_gateway.translate.events import Usage
 CANCELLED = "cancelled"
 OK = "ok"
 
+_NO_USAGE = Usage()
+
 
 @dataclass(frozen=True, slots=True)
 class Leg:
@@ -197,7 +199,7 @@ class LedgerMeter:
 
     def settle(self, intent: Intent, leg: Leg) -> None:
         usage, state = billed(leg, intent.prompt_tokens)
-        used = usage != Usage() or leg.images
+        used = usage != _NO_USAGE or leg.images
         # Nothing costs nothing, also where nobody knows the price.
         cost_nano = self._prices.cost_nano(leg.provider, leg.model, usage, leg.images) if used else 0
         settlement = Settlement(leg, usage, state, cost_nano)
@@ -249,7 +251,7 @@ _HUNG_UP = frozenset(
 def billed(leg: Leg, prompt_tokens: int) -> tuple[Usage, State]:
     """The usage to charge for, and whether any of it is our estimate. ``prompt_tokens`` is the estimate for the prompt."""
     usage = leg.usage
-    said_nothing = usage == Usage() and not leg.images
+    said_nothing = usage == _NO_USAGE and not leg.images
     if leg.outcome == OK:
         if not said_nothing:
             return usage, "settled"

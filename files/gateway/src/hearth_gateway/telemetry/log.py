@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 import traceback
+from functools import lru_cache
 from types import TracebackType
 from typing import Any, TextIO
 
@@ -65,8 +66,8 @@ class Log:
     def event(self, name: str, /, **fields: Any) -> None:
         if not fields.keys() <= FIELDS:
             raise ValueError(f"no such log field: {', '.join(sorted(fields.keys() - FIELDS))}")
-        now = time.time()
-        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        now_ms = time.time_ns() // 1_000_000
+        stamp = f"{_second(now_ms // 1000)}.{now_ms % 1000:03d}Z"
         line = _json({"time": stamp, "event": name, **fields}) + "\n"
         with self._lock:
             try:
@@ -98,6 +99,11 @@ class Log:
         sys.excepthook = main_hook
         threading.excepthook = thread_hook
         sys.unraisablehook = unraisable_hook
+
+
+@lru_cache(maxsize=4)
+def _second(now: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now))
 
 
 def _json(value: dict[str, Any]) -> str:
