@@ -1,7 +1,7 @@
 # Hearth's targets. `make help` lists them; every target brings along the set-up it needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-runtime litellm trial trial-stop lint unit render gateway test-fuzz soak browser molecule test bed test-cluster \
+.PHONY: help setup setup-runtime litellm trial trial-stop lint sanity unit render gateway test-fuzz soak browser molecule test bed test-cluster \
         test-vm bench docs build resolve-pins lock clean
 
 PATH := $(CURDIR)/.venv/bin:$(PATH)
@@ -30,6 +30,9 @@ trial-stop: setup-runtime ## Stop the trial (its data stays; trial_delete_data=t
 lint: setup ## Linters and type checkers
 	@$(RUN) lint
 
+sanity: setup ## ansible-test sanity on what the collection publishes
+	@$(RUN) sanity
+
 unit: setup ## Pure functions, modules, documentation
 	@$(RUN) unit
 
@@ -51,8 +54,8 @@ browser: setup ## The chat page in headless Chromium
 molecule: setup ## Roles on a systemd host, no cluster (needs root)
 	@$(RUN) molecule
 
-test: setup ## Lint, unit, render, gateway, browser, molecule, README: minutes (needs root)
-	@$(RUN) lint unit render gateway browser bed molecule readme
+test: setup ## Lint, sanity, unit, render, gateway, browser, molecule, README: minutes (needs root)
+	@$(RUN) lint sanity unit render gateway browser bed molecule readme
 
 bed: setup ## Build the test bed: Kubernetes, hosts, registry (about 10 minutes cold, seconds warm)
 	@tests/testbed/bed build all

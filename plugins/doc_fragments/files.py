@@ -15,7 +15,7 @@ options:
     type: list
     elements: dict
     required: true
-    options:
+    suboptions:
       path:
         description: Absolute path.
         type: path

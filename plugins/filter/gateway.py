@@ -18,7 +18,8 @@ from ansible.utils.display import Display
 from ansible_collections.homelab.hearth.plugins.module_utils import _egress, _gateway, _source_tree
 
 # `hearth-gateway check-config`: exit codes, and how its lines begin when the file is standard input.
-CONFIG_IS_FINE, CONFIG_IS_WRONG = 0, 2
+CONFIG_IS_FINE = 0
+CONFIG_IS_WRONG = 2
 CONFIG_ON_STDIN = "/dev/stdin"
 CONFIG_PREFIX = f"hearth-gateway: {CONFIG_ON_STDIN}: "
 CONFIG_WARNING = "warning: "

@@ -194,7 +194,7 @@ def events(pieces: Iterator[bytes]) -> Iterator[tuple[str, str]]:
             return done
         if line.startswith(":"):
             return None
-        key, _, value = line.partition(":")
+        key, _colon, value = line.partition(":")
         value = value.removeprefix(" ")
         if key == "event":
             name = value

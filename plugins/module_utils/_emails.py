@@ -167,7 +167,7 @@ def readable(text: str) -> tuple[list[str], list[tuple[int, str]]]:
     try:
         return listed(text), []
     except MalformedListError as error:
-        bad = {number for number, _ in error.problems}
+        bad = {number for number, _problem in error.problems}
         plain = [raw for number, raw in enumerate(_raw_lines(text), start=1) if number not in bad]
         return listed("\n".join(plain)), error.problems
 

@@ -85,7 +85,9 @@ def _split(url: str) -> tuple[SplitResult, str, int] | None:
         port = parts.port or _DEFAULT_PORT[scheme]
     except (ValueError, KeyError):
         return None
-    return (parts, parts.hostname, port) if parts.hostname else None
+    if not parts.hostname:
+        return None
+    return parts, parts.hostname, port
 
 
 def _row(url: str, namespace: str) -> dict[str, Any] | None:

@@ -11,11 +11,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
+try:
+    import yaml
+except ImportError:
+    # Only filters read pins, and they run where Ansible does, which has it. Importing this file must not need it.
+    yaml = None  # type: ignore[assignment]
 
 Pin = dict[str, Any]
 
-FAST_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+FAST_LOADER: Any = getattr(yaml, "CSafeLoader", None) or getattr(yaml, "SafeLoader", None)
 
 KINDS = ("file", "chart", "image")
 ARCHITECTURES = ("amd64", "arm64", "any", "index", "unknown")
@@ -49,7 +53,7 @@ def load(path: Path | None = None) -> list[Pin]:
     source = path or default_path()
     try:
         # The C loader reads the lock in a tenth of the time, and every worker that looks something up reads it.
-        document = yaml.load(source.read_text(encoding="utf-8"), Loader=FAST_LOADER)  # noqa: S506  (a safe loader)
+        document = yaml.load(source.read_text(encoding="utf-8"), Loader=FAST_LOADER)
     except (OSError, yaml.YAMLError) as error:
         raise PinError(f"{source}: {error}") from error
     if not isinstance(document, dict) or document.get("format") != 1 or not isinstance(document.get("pins"), list):

@@ -188,7 +188,7 @@ def require_free(addresses: list[str], own: set[int]) -> None:
     :param own: process ids that may hold them: what is running of ours already.
     """
     for address in addresses:
-        host, _, port = address.rpartition(":")
+        host, _colon, port = address.rpartition(":")
         if _bindable(host.strip("[]"), int(port)):
             continue
         owner = port_owner(int(port))
@@ -274,7 +274,7 @@ def wait_ready(supervisor: Supervisor, name: str, url: str, log: Path, log_start
 
     :raises ProcessError: it ended (with its last log lines), or was not ready in time.
     """
-    for _ in _ticks(time.monotonic() + timeout_s, 0.1):
+    for _tick in _ticks(time.monotonic() + timeout_s, 0.1):
         info = supervisor.process(name)
         if info is None:
             raise ProcessError(f"supervisord knows no program {name!r}")

@@ -163,7 +163,7 @@ cluster:
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils._files import bring, secret_file
@@ -202,7 +202,7 @@ TO_BE_GENERATED = "(to be generated)"
 
 
 # By namespace; None for one that is still to be made.
-Consumers = dict[str, Object | None]
+Consumers: TypeAlias = "dict[str, Object | None]"
 
 
 class Done(NamedTuple):

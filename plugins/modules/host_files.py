@@ -14,7 +14,8 @@ description:
   - Brings files and links to the wanted state, each by an atomic rename, flushed to disk before the name appears.
   - A role that writes six files by six tasks pays six round trips, also when nothing changes. This pays one.
   - Files belong to the user who runs the module, normally root. Missing folders above a file are made with mode 0755.
-author: The Hearth developers
+author:
+  - The Hearth developers (@hearth)
 attributes:
   check_mode:
     support: full

@@ -13,7 +13,8 @@ version_added: 0.1.0
 description:
   - Acts on the running kernel only. What shall hold after a reboot belongs in files, see M(homelab.hearth.host_files).
   - Touches only what differs; a setting that has the wanted value is not written, because it may be read-only.
-author: The Hearth developers
+author:
+  - The Hearth developers (@hearth)
 attributes:
   check_mode:
     support: full

@@ -14,7 +14,8 @@ description:
   - Reads what the roles of this collection need to know of a host, and changes nothing.
   - One call replaces the gathering of facts and a dozen small tasks. Only the parts named in O(gather) are read.
   - Needs Python on the host, and root to name the owner of a port that another user holds.
-author: The Hearth developers
+author:
+  - The Hearth developers (@hearth)
 attributes:
   check_mode:
     support: full
@@ -39,7 +40,7 @@ options:
     type: list
     elements: dict
     default: []
-    options:
+    suboptions:
       port:
         description: Number of the port.
         type: int
@@ -105,7 +106,7 @@ options:
   probe:
     description: A download whose source shall be tried, by architecture. Nothing is tried when the host needs no download.
     type: dict
-    options:
+    suboptions:
       version:
         description: Version of k3s that is wanted. A host that runs it needs no download.
         type: str

@@ -16,7 +16,8 @@ description:
   - The token also encrypts the cluster's keys, so a cluster that exists keeps the one it was made with. Another token is
     refused before anything is written.
   - The token is never returned, logged or shown in a difference.
-author: The Hearth developers
+author:
+  - The Hearth developers (@hearth)
 attributes:
   check_mode:
     support: full

@@ -16,7 +16,8 @@ description:
     and restarting is finished by the next one, and a run that changes nothing restarts nothing.
   - Waits for the unit, the API, the node and CoreDNS with a deadline. On failure it gives the cause in words, as far as it is
     known, and the last lines of the unit's log.
-author: The Hearth developers
+author:
+  - The Hearth developers (@hearth)
 attributes:
   check_mode:
     support: full

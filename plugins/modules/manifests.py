@@ -92,6 +92,9 @@ options:
       - rbac.authorization.k8s.io/v1/ClusterRole
       - rbac.authorization.k8s.io/v1/ClusterRoleBinding
       - monitoring.coreos.com/v1/ServiceMonitor
+      - discovery.k8s.io/v1/EndpointSlice
+      - traefik.io/v1alpha1/IngressRoute
+      - traefik.io/v1alpha1/Middleware
   wait_timeout_s:
     description: How long all workloads together may take to become ready, in seconds. V(0) does not wait.
     type: int
@@ -354,7 +357,7 @@ class Run:
         wanted |= {("Secret", s["namespace"], s["name"]) for s in self.params["secrets"]}
         selector = ",".join(f"{key}={value}" for key, value in sorted(self.labels.items()))
         for kind in self.params["prune_kinds"]:
-            api_version, _, kind_name = kind.rpartition("/")
+            api_version, _slash, kind_name = kind.rpartition("/")
             for found in self.cluster.find(api_version, kind_name, selector):
                 meta = found["metadata"]
                 # What has an owner goes with it (a Job of a CronJob); what is going already needs no second push.
@@ -499,6 +502,9 @@ def argument_spec() -> dict[str, Any]:
                 "rbac.authorization.k8s.io/v1/ClusterRole",
                 "rbac.authorization.k8s.io/v1/ClusterRoleBinding",
                 "monitoring.coreos.com/v1/ServiceMonitor",
+                "discovery.k8s.io/v1/EndpointSlice",
+                "traefik.io/v1alpha1/IngressRoute",
+                "traefik.io/v1alpha1/Middleware",
             ],
         },
         "wait_timeout_s": {"type": "int", "default": 180},
