@@ -25,6 +25,7 @@ import threading
 import unicodedata
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from hearth_gateway.clock import Clock
@@ -57,6 +58,7 @@ class Caller:
     since: float = field(default=0.0, compare=False)
 
 
+@lru_cache(maxsize=4096)
 def normalise_email(address: str) -> str:
     """The one spelling of an address. Raises ``ValueError`` with the end of a sentence, without the address."""
     # Twice: the lower case of a composed letter may be a decomposed one.
