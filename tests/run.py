@@ -41,7 +41,7 @@ HOSTS = "ThinkCentre hosts (systemd-nspawn on this machine's kernel)"
 
 LAYERS: dict[str, Layer] = {
     "lint": Layer(240, pytest=("tests/lint",)),
-    "sanity": Layer(300, pytest=("tests/sanity",)),
+    "sanity": Layer(420, pytest=("tests/sanity",)),
     "unit": Layer(180, pytest=("tests/unit", "tests/docs", "files/gateway/tests")),
     "render": Layer(120, pytest=("tests/render",)),
     "gateway": Layer(300, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
