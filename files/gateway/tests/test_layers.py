@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "src" / "hearth_gateway"
 
 # Lower number = lower layer. A module may import from its own layer and from lower ones.
 RANKS = {
-    "__init__": 0, "errors": 0, "clock": 0, "secrets": 0,
+    "__init__": 0, "errors": 0, "clock": 0, "records": 0, "secrets": 0,
     "translate": 1,
     "config": 2, "providers": 2,
     "core": 3,

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from flask import Flask, Request
+from flask import Flask, Request, Response
 from werkzeug.routing import MapAdapter
 
 from hearth_gateway.api.responses import HearthResponse
@@ -41,6 +41,12 @@ class HearthApp(Flask):
             path_info=request.path,
             default_method=request.method,
         )
+
+    def process_response(self, response: Response) -> Response:
+        """There are no sessions, and no blueprint has hooks of its own."""
+        for hook in reversed(self.after_request_funcs.get(None, ())):
+            response = hook(response)
+        return response
 
     def ensure_sync(self, func: Callable[..., Any]) -> Callable[..., Any]:
         return func

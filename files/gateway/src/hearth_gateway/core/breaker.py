@@ -17,12 +17,13 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from enum import Enum
 from typing import Literal
 
 from hearth_gateway.clock import Clock
 from hearth_gateway.errors import Kind
+from hearth_gateway.records import record
 
 Pair = tuple[str, str]
 
@@ -46,7 +47,7 @@ COUNTS = frozenset(
 RETRIES_ONCE = frozenset({Kind.UPSTREAM_ERROR})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Rules:
     """Seconds. ``failures`` in a row, none further than ``window_s`` from the one before, open a breaker
     for ``open_s``; each time a probe fails the pause doubles, up to ``max_open_s``. A probe that has
@@ -59,7 +60,7 @@ class Rules:
     probe_s: float
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class State:
     """``until`` is when the pause ends, or when the probe is given up. ``openings`` counts the pauses
     since the last whole answer. ``probe`` is the number of the last probe. ``reason`` is the last fault."""
@@ -76,7 +77,7 @@ class State:
 NEW = State()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """``probe`` is 0 for an ordinary attempt, else the number to report with. Where the attempt is not
     allowed, ``wait_s`` is the time until asking again makes sense."""
@@ -89,7 +90,7 @@ class Decision:
 ALLOWED = Decision(True)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Report:
     """How an attempt goes. ``begun`` comes first where there was content; exactly one of the others ends it.
 
@@ -175,7 +176,7 @@ def _pause_s(openings: int, event: Report, rules: Rules) -> float:
 # --- with a lock and a clock --------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class View:
     """One breaker for people and metrics. ``wait_s`` is 0 unless the phase is open."""
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Protocol
 
+from hearth_gateway.records import record
 from hearth_gateway.translate.events import Event
 from hearth_gateway.translate.model import ChatRequest
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Call:
     """One attempt at one provider.
 

@@ -4,39 +4,41 @@ the meter reads the same events, so streaming and non-streaming share one path."
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
+
+from hearth_gateway.records import record
 
 FinishReason = Literal["stop", "length", "tool_calls", "content_filter"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Text:
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Thinking:
     """The model's reasoning. Kept apart from ``Text``: it must not show up as the answer."""
 
     text: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ThinkingEnd:
     """One run of ``Thinking`` is over. ``signature`` is what lets a caller send it back in a later turn."""
 
     signature: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RedactedThinking:
     """A run of reasoning that the vendor encrypted. To be sent back in a later turn, and to nothing else."""
 
     data: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolStart:
     """``index`` counts tool calls from 0, not content blocks."""
 
@@ -45,7 +47,7 @@ class ToolStart:
     name: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolArguments:
     """A fragment of the call's JSON arguments. All of them come before anything else that is content."""
 
@@ -53,7 +55,7 @@ class ToolArguments:
     fragment: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Usage:
     """Tokens of the whole answer *so far* (cumulative, not a difference).
 
@@ -81,7 +83,7 @@ class Usage:
         return replace(self, **{name: value for name, value in fields.items() if value is not None})
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Document:
     """The whole answer of an endpoint that is no chat, in the client's format. ``images`` is how many were made."""
 
@@ -89,7 +91,7 @@ class Document:
     images: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class End:
     """The vendor said, itself, that the answer is complete. Nothing follows.
 
@@ -102,7 +104,7 @@ class End:
     unknown: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Idle:
     """Nothing to show. Lets the layers above send a heartbeat and check their clocks.
 

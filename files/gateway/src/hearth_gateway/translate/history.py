@@ -25,8 +25,10 @@ def regular_turns(request: ChatRequest) -> list[Turn]:
 
     Raises ``InvalidRequestError`` where calls and results of tools do not match.
     """
-    turns = [_results_first(turn) for turn in _merge(request.turns)]
-    _check_tool_pairs(turns)
+    turns = _merge(request.turns)
+    if any(isinstance(part, ToolUse | ToolResult) for turn in turns for part in turn.parts):
+        turns = [_results_first(turn) for turn in turns]
+        _check_tool_pairs(turns)
     last = turns[-1]
     if last.role == "assistant" and isinstance(last.parts[-1], TextPart):
         # The answer continues this text, and vendors refuse it with white space at its end.

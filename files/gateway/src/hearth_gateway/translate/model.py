@@ -7,19 +7,21 @@ and M vendors need N + M translators and not N x M.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
+
+from hearth_gateway.records import record
 
 Json = Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TextPart:
     text: str
     cache_control: Json | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ImagePart:
     """Exactly one of ``data`` (base64, with ``media_type``) and ``url`` (https) is set."""
 
@@ -29,7 +31,7 @@ class ImagePart:
     cache_control: Json | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class PdfPart:
     """A PDF as base64."""
 
@@ -38,7 +40,7 @@ class PdfPart:
     cache_control: Json | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SystemPart:
     """A system message in the middle of the conversation, where it was said. Part of a user's turn."""
 
@@ -46,7 +48,7 @@ class SystemPart:
     cache_control: Json | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolUse:
     """A call the assistant made earlier in the conversation."""
 
@@ -56,7 +58,7 @@ class ToolUse:
     cache_control: Json | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolResult:
     """The caller's answer to the tool call ``id``. ``is_error``: the tool failed, ``parts`` say how."""
 
@@ -66,7 +68,7 @@ class ToolResult:
     is_error: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ThinkingPart:
     """The model's reasoning of an earlier turn. Only the vendor that signed it takes it back."""
 
@@ -74,7 +76,7 @@ class ThinkingPart:
     signature: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class RedactedThinkingPart:
     """Reasoning that the vendor encrypted; nobody else can read ``data``."""
 
@@ -84,7 +86,7 @@ class RedactedThinkingPart:
 Part = TextPart | ImagePart | PdfPart | SystemPart | ToolUse | ToolResult | ThinkingPart | RedactedThinkingPart
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Turn:
     """``param`` is where the turn came from in the caller's body, for error messages."""
 
@@ -93,7 +95,7 @@ class Turn:
     param: str
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Tool:
     """``schema`` is the whole JSON Schema of the arguments, untouched."""
 
@@ -104,7 +106,7 @@ class Tool:
     cache_control: Json | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ToolChoice:
     """``name`` only with mode ``tool``."""
 
@@ -115,7 +117,7 @@ class ToolChoice:
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ThinkingConfig:
     """Whether the model is to reason before it answers, as the Messages API puts it.
 
@@ -127,7 +129,7 @@ class ThinkingConfig:
     display: Literal["summarized", "omitted"] | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class JsonOutput:
     """The answer is to be JSON: an instance of ``schema``, or any object when that is None."""
 
@@ -136,7 +138,7 @@ class JsonOutput:
     strict: bool | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ChatRequest:
     """One request, independent of who asked in which format and of who will answer.
 
@@ -179,7 +181,7 @@ class ChatRequest:
         return found
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EndpointRequest(ChatRequest):
     """A request to an endpoint that is no chat, such as embeddings. It goes the same way through the gateway:
     admitted, failed over, metered. It has no turns; ``fields`` go to the vendor's ``path`` as they are.
