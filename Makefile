@@ -1,8 +1,8 @@
 # Hearth's targets. `make help` lists them; every target brings along the set-up it needs.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-runtime litellm trial trial-stop lint sanity unit render gateway test-fuzz soak browser molecule test bed test-cluster \
-        test-vm bench docs build resolve-pins lock clean
+.PHONY: help setup setup-runtime litellm trial trial-stop lint sanity unit render gateway contract test-fuzz soak browser molecule test bed \
+        test-cluster test-vm bench docs build resolve-pins lock clean
 
 PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PATH
@@ -42,6 +42,9 @@ render: setup ## Every template against the schemas
 gateway: setup ## The gateway against mock vendors over real HTTP
 	@$(RUN) gateway
 
+contract: setup ## The access chain, C1 to C35 of docs/access.md (OAUTH2_PROXY=/path/to/binary: on the real one)
+	@$(RUN) contract
+
 test-fuzz: setup ## 100,000 random requests in process and 5,000 over sockets (HEARTH_FUZZ_SEED=… repeats a run)
 	@HEARTH_FUZZ=100000 $(RUN) fuzz
 
@@ -55,7 +58,7 @@ molecule: setup ## Roles on a systemd host, no cluster (needs root)
 	@$(RUN) molecule
 
 test: setup ## Lint, sanity, unit, render, gateway, browser, molecule, README: minutes (needs root)
-	@$(RUN) lint sanity unit render gateway browser bed molecule readme
+	@$(RUN) lint sanity unit render gateway contract browser bed molecule readme
 
 bed: setup ## Build the test bed: Kubernetes, hosts, registry (about 10 minutes cold, seconds warm)
 	@tests/testbed/bed build all

@@ -37,6 +37,8 @@ class Layer:
 
 K3S = "k3s (tests/testbed/go/cmd/k3s, the real Kubernetes inside; HEARTH_BED_K3S=/path/to/k3s runs the real one)"
 VENDOR = "Anthropic (tests/mocks/anthropic_server.py, over real HTTP)"
+OAUTH2_PROXY = "oauth2-proxy (tests/standins/oauth2-proxy; OAUTH2_PROXY=/path/to/oauth2-proxy runs the real one)"
+OIDC = "sign-in provider (tests/mocks/oidc_provider.py, which signs real tokens)"
 HOSTS = "ThinkCentre hosts (systemd-nspawn on this machine's kernel)"
 
 LAYERS: dict[str, Layer] = {
@@ -46,6 +48,7 @@ LAYERS: dict[str, Layer] = {
     "render": Layer(120, pytest=("tests/render",)),
     "gateway": Layer(300, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
     "fuzz": Layer(1500, pytest=("tests/gateway/test_fuzz.py",), stand_ins=(VENDOR,)),
+    "contract": Layer(300, pytest=("tests/contract",), stand_ins=(OAUTH2_PROXY, OIDC, VENDOR)),
     "browser": Layer(180, pytest=("tests/browser",), stand_ins=(VENDOR,)),
     "bed": Layer(300, pytest=("tests/testbed/test_bed.py",), stand_ins=(HOSTS,)),
     "molecule": Layer(420, command=("molecule", "test", "-s", "default"), stand_ins=(HOSTS,)),
@@ -154,6 +157,8 @@ def report(outcomes: list[Outcome]) -> int:
         stand_ins += [s for s in LAYERS[o.layer].stand_ins if s not in stand_ins]
     if os.environ.get("HEARTH_BED_K3S"):
         stand_ins = [s for s in stand_ins if s != K3S]
+    if os.environ.get("OAUTH2_PROXY"):
+        stand_ins = [s for s in stand_ins if s != OAUTH2_PROXY]
     if stand_ins:
         print("not the real thing: " + "; ".join(stand_ins))
     failed = sum(o.failed for o in outcomes) + failures

@@ -53,6 +53,7 @@ VARIABLES = {
     "oauth2_proxy_client_secret": CLIENT_SECRET,
     "oauth2_proxy_oidc": {
         "name": "the house",
+        "email_verified": True,
         "issuer_url": IDP,
         "login_url": f"{IDP}/authorize",
         "redeem_url": f"{IDP}/token",

@@ -52,7 +52,7 @@ def test_c21_each_chunk_arrives_when_it_is_made(ann: Browser, kind: str) -> None
 
 def test_c21_with_a_length_too(ann: Browser) -> None:
     """Here the flush interval counts, which the configuration sets to 100 ms."""
-    found = delays(ann, f"{CHAT_URL}/sized?chunks={CHUNKS}&every_s=0.03")
+    found = delays(ann, f"{CHAT_URL}/sized?chunks={CHUNKS}&every_s=0.05&type=text/plain")
     assert len(found) == CHUNKS
     assert max(found) < UNFLUSHED_S, found
 
