@@ -9,8 +9,10 @@ tests run and what the cluster runs cannot drift apart.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 Spec = dict[str, Any]
 
@@ -70,16 +72,67 @@ def _scalar(name: str, value: Any) -> str:
     return text
 
 
-def middlewares(access: Mapping[str, Any], limits: Mapping[str, Any], signin_url: str) -> dict[str, Spec]:
-    """All Middlewares by what they are for: strip, rate, open, chat, signin.
+def image_parts(image: str) -> dict[str, str]:
+    """An image by digest as the chart's values take it: registry, repository, digest.
+
+    No tag: the chart compares it with the newest version that it knows, and refuses a newer one.
+
+    :raises TraefikError: no digest, or no registry.
+    """
+    name, _, digest = image.partition("@")
+    registry, _, repository = name.partition("/")
+    if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
+        raise TraefikError(f"{image} is not given by digest (…@sha256:…)")
+    if not repository or not re.search(r"[.:]|^localhost$", registry):
+        raise TraefikError(f"{image} does not begin with its registry, such as docker.io/library/traefik@sha256:…")
+    # A tag beside the digest would say nothing: the digest counts.
+    return {"registry": registry, "repository": re.sub(r":[^:/]+$", "", repository), "digest": digest}
+
+
+def signin_egress(provider: Mapping[str, Any]) -> list[Spec]:
+    """Rows of the egress table for the addresses that the proxies themselves ask, each host and port once.
+
+    People's browsers go to `login_url`. Without endpoints the proxy learns them from the issuer.
+    """
+    urls = [str(provider.get(key) or "") for key in ("issuer_url", "redeem_url", "jwks_url", "userinfo_url")]
+    places = {f"{parts.scheme}://{parts.netloc}" for url in urls if url for parts in [urlsplit(url)]}
+    return [{"name": f"provider {place}", "url": place} for place in sorted(places)]
+
+
+SERVICE = re.compile(r"([a-z0-9-]+)\.([a-z0-9-]+):([0-9]+)")
+ADDRESS = re.compile(r"\[?([0-9a-fA-F.:]+?)\]?:([0-9]+)")
+LONGEST_NAME = 63
+
+
+def protected_app_routes(apps: Sequence[Mapping[str, Any]], namespace: str) -> list[Spec]:
+    """What templates need of each app; `namespace` is that of Services that stand for servers of the house.
+
+    The entries are without problems (`_access_problems.protected_app_problems`).
+    """
+    return [_protected_app_route(app, namespace) for app in apps]
+
+
+def _protected_app_route(app: Mapping[str, Any], namespace: str) -> Spec:
+    name = str(app["host"]).replace(".", "-")[:LONGEST_NAME].rstrip("-")
+    route: Spec = {"name": name, "host": app["host"]}
+    service = SERVICE.fullmatch(str(app.get("service") or ""))
+    if service:
+        route |= {"namespace": service[2], "backend": service[1], "port": int(service[3])}
+        return route | ({"pods": dict(app["pods"])} if app.get("pods") else {})
+    address = ADDRESS.fullmatch(str(app.get("address")))
+    if address is None:
+        raise TraefikError(f"{app['host']}: neither service nor address says where it is")
+    return route | {"namespace": namespace, "backend": name, "address": address[1], "port": int(address[2])}
+
+
+def door_middlewares(access: Mapping[str, Any], limits: Mapping[str, Any]) -> dict[str, Spec]:
+    """Middlewares for every host, by purpose: rate, open, strip.
 
     `access` is that section of contract/names.yml. `limits` has rate_per_s, rate_burst and open_requests (each for one
-    address), hsts_s (0: none) and edge (whether a trusted forwarder stands in front). `signin_url` is the address of the
-    apps' sign-in proxy, as Traefik reaches it.
+    address), hsts_s (0: none) and edge (whether a trusted forwarder stands in front).
     """
     criterion = {"ipStrategy": _who_counts(bool(limits["edge"]))}
     return {
-        "strip": {"headers": _strip(access["identity_headers"], int(limits["hsts_s"]))},
         "rate": {
             "rateLimit": {
                 "average": int(limits["rate_per_s"]),
@@ -88,6 +141,16 @@ def middlewares(access: Mapping[str, Any], limits: Mapping[str, Any], signin_url
             }
         },
         "open": {"inFlightReq": {"amount": int(limits["open_requests"]), "sourceCriterion": criterion}},
+        "strip": {"headers": _strip(access["identity_headers"], int(limits["hsts_s"]))},
+    }
+
+
+def route_middlewares(access: Mapping[str, Any], signin_url: str) -> dict[str, Spec]:
+    """Middlewares for the routes that name them, by purpose: chat, signin.
+
+    `signin_url` is the address of the apps' sign-in proxy, as Traefik reaches it.
+    """
+    return {
         "chat": {"headers": {"customRequestHeaders": dict.fromkeys(CREDENTIAL_HEADERS, "")}},
         "signin": {
             "forwardAuth": {
