@@ -14,6 +14,7 @@ Who signs in, first match wins: query `login_as`, cookie `oidc_user`, option `--
     audience=wrong, issuer=wrong, expired=true
     redeem=refused         the token endpoint answers invalid_grant
     state=none             the browser comes back without state
+    wait_s=1               the person takes so long
 
     oidc_provider.py --bind 127.0.0.1:0 --client-id hearth --client-secret-file client-secret
 """
@@ -185,6 +186,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         cookie = SimpleCookie(self.headers.get("Cookie", "")).get("oidc_user")
         user = query.get("login_as") or (cookie.value if cookie else "") or self.provider.user
+        time.sleep(float(self.provider.fault(user, "wait_s") or 0))
         answer = {} if self.provider.fault(user, "state") else {"state": query.get("state", "")}
         if user == "nobody":
             answer["error"] = "access_denied"
