@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from hearth_gateway.records import record
 
@@ -119,11 +119,12 @@ ALIVE = Idle(alive=True)
 
 Content = Document | Text | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments
 Event = Content | Usage | End | Idle
+_CONTENT = frozenset(get_args(Content))
 
 
 def is_content(event: Event) -> bool:
     """From the first such event on, no other provider may take over: the client has seen words."""
-    return isinstance(event, Text | Document | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments)
+    return type(event) in _CONTENT
 
 
 def content_bytes(event: Event) -> int:
