@@ -148,7 +148,7 @@ def test_c34_a_removed_person_is_out(house: House) -> None:
         assert [c.attributes["max-age"] for c in page.cookies() if c.name == APPS_COOKIE] == ["0"]
     finally:
         house.people.set(ANN, BOB)
-    wait_for(lambda: bob.send(f"{APP_URL}/x").status == 200, "Bob to be in again", 2)
+    wait_for(lambda: bob.clone().send(f"{APP_URL}/x").status == 200, "Bob to be in again", 2)
 
 
 def test_c28_signing_out_of_all_apps(house: House) -> None:
