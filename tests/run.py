@@ -46,7 +46,7 @@ LAYERS: dict[str, Layer] = {
     "sanity": Layer(420, pytest=("tests/sanity",)),
     "unit": Layer(180, pytest=("tests/unit", "tests/docs", "files/gateway/tests")),
     "render": Layer(120, pytest=("tests/render",)),
-    "gateway": Layer(300, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
+    "gateway": Layer(600, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
     "fuzz": Layer(1500, pytest=("tests/gateway/test_fuzz.py",), stand_ins=(VENDOR,)),
     "contract": Layer(300, pytest=("tests/contract",), stand_ins=(OAUTH2_PROXY, OIDC, VENDOR)),
     "browser": Layer(180, pytest=("tests/browser",), stand_ins=(VENDOR,)),
