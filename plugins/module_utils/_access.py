@@ -79,8 +79,8 @@ def image_parts(image: str) -> dict[str, str]:
 
     :raises TraefikError: no digest, or no registry.
     """
-    name, _, digest = image.partition("@")
-    registry, _, repository = name.partition("/")
+    name, _at, digest = image.partition("@")
+    registry, _slash, repository = name.partition("/")
     if not re.fullmatch(r"sha256:[0-9a-f]{64}", digest):
         raise TraefikError(f"{image} is not given by digest (…@sha256:…)")
     if not repository or not re.search(r"[.:]|^localhost$", registry):

@@ -105,14 +105,14 @@ class WaitError(Exception):
 
 def missing_kinds(cluster: Cluster, kinds: list[str]) -> list[str]:
     split = [kind.rpartition("/") for kind in kinds]
-    return [f"{version}/{kind}" for version, _, kind in split if not cluster.knows(version, kind)]
+    return [f"{version}/{kind}" for version, _slash, kind in split if not cluster.knows(version, kind)]
 
 
 def lack_of(deployment: Object | None, arguments: list[str]) -> str | None:
     """Why a Deployment does not run as asked for, or None when it does."""
     if deployment is None:
         return "is not there"
-    [container, *_] = deployment["spec"]["template"]["spec"]["containers"]
+    [container, *_others] = deployment["spec"]["template"]["spec"]["containers"]
     given = set(container.get("args") or [])
     missing = [argument for argument in arguments if argument not in given]
     if missing:

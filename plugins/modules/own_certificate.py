@@ -100,7 +100,8 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
 FIELD_MANAGER = "hearth-own-certificate"
 # No component label: no role renders these Secrets, so none may prune them.
 LABELS = {"app.kubernetes.io/part-of": "hearth", "app.kubernetes.io/managed-by": "hearth"}
-CERTIFICATE, KEY = "tls.crt", "tls.key"
+CERTIFICATE = "tls.crt"
+KEY = "tls.key"
 
 
 class OwnCertificateError(Exception):
@@ -180,7 +181,7 @@ class Run:
     def ca_file(self, authority: Pair) -> None:
         if not self.params["ca_file"]:
             return
-        path = Path(self.params["ca_file"]).expanduser()
+        path = Path(self.params["ca_file"])
         try:
             if path.is_file() and path.read_text() == authority.certificate:
                 return
