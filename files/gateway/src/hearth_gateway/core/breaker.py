@@ -209,7 +209,9 @@ class Breakers:
         self._key_versions = dict(key_versions or {})
         self._refused_keys: dict[Pair, int] = {}
         self._on_change = on_change
-        self._lock = threading.Lock()
+        # Of the kind that one thread can take twice: an answer that nobody closed is closed by the garbage
+        # collector, in any thread and at any moment, also in one that holds this lock.
+        self._lock = threading.RLock()
 
     def ask(self, pair: Pair) -> Decision:
         """May this (provider, model) be tried now? Who is allowed must `report` how it ended."""

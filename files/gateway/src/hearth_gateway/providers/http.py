@@ -154,7 +154,9 @@ class HttpClient:
         self._tls = tls_context(ca_file) if self._origin.scheme == "https" else None
         self.clock = clock
         self._pool: deque[_Connection] = deque()
-        self._lock = threading.Lock()
+        # Of the kind that one thread can take twice: an answer that nobody closed is closed by the garbage
+        # collector, in any thread and at any moment, also in one that holds this lock.
+        self._lock = threading.RLock()
 
     def post(self, path: str, headers: dict[str, str], body: bytes, connect_s: float) -> PendingResponse:
         sent = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])

@@ -61,7 +61,9 @@ class Log:
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._lock = threading.Lock()
+        # Of the kind that one thread can take twice: an answer that nobody closed is closed by the garbage
+        # collector, in any thread and at any moment, also in one that holds this lock.
+        self._lock = threading.RLock()
 
     def event(self, name: str, /, **fields: Any) -> None:
         if not fields.keys() <= FIELDS:
