@@ -209,6 +209,19 @@ def test_c5_the_cookie_of_one_sign_in_does_not_end_another(chat: Proxy) -> None:
     assert not session_set(reply.cookies())
 
 
+def test_c5_the_whole_state_counts(chat: Proxy) -> None:
+    """The cookie is named after its first letters only."""
+    browser = chat.browser()
+    choose(browser, chat.provider, ANN)
+    back = browser.send(browser.send(f"{CHAT_URL}/").location).location
+    [state] = parse_qs(urlsplit(back).query)["state"]
+    forged = back.replace(state[8:20], "A" * 12)
+    assert forged != back
+    reply = browser.send(forged)
+    assert reply.status in (403, 500)
+    assert not session_set(reply.cookies())
+
+
 ELSEWHERE = ["https://evil.test/", "//evil.test", "/\\evil.test", "https://hearth.test.evil.test/", "https://hearth.test@evil.test/",
              "javascript:alert(1)", "/a//evil.test", "/a/..//evil.test", "http:evil.test", "\\\\evil.test"]  # fmt: skip
 
