@@ -45,7 +45,7 @@ LAYERS: dict[str, Layer] = {
     "lint": Layer(240, pytest=("tests/lint",)),
     "sanity": Layer(420, pytest=("tests/sanity",)),
     "unit": Layer(180, pytest=("tests/unit", "tests/docs", "files/gateway/tests")),
-    "render": Layer(120, pytest=("tests/render",)),
+    "render": Layer(240, pytest=("tests/render",)),
     "gateway": Layer(600, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
     "fuzz": Layer(1500, pytest=("tests/gateway/test_fuzz.py",), stand_ins=(VENDOR,)),
     "contract": Layer(300, pytest=("tests/contract",), stand_ins=(OAUTH2_PROXY, OIDC, VENDOR)),
