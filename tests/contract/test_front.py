@@ -132,8 +132,10 @@ def test_an_unknown_host_leads_nowhere(house: House) -> None:
     assert stray.send("https://unknown.hearth.test/").status == 404
 
 
-def test_a_header_of_a_megabyte_is_refused(ann: Browser) -> None:
-    assert ann.send(f"{CHAT_URL}/", ("X-Large", "x" * 100_000)).status == 431
+def test_long_headers_are_refused_at_the_door(house: House) -> None:
+    # An address that the proxy answers itself, or it would be the upstream that refuses.
+    statuses = [house.traefik.browser().send(f"{CHAT_URL}/ping", ("X-Large", "x" * size)).status for size in (10_000, 100_000)]
+    assert statuses == [200, 431]
 
 
 def test_the_log_holds_neither_queries_nor_headers(house: House) -> None:
