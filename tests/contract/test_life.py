@@ -110,6 +110,8 @@ def test_c30_sigterm_lets_open_requests_finish(make_proxy: MakeProxy) -> None:
 
 def test_c30_idle_it_ends_at_once(make_proxy: MakeProxy) -> None:
     proxy = make_proxy()
+    # It listens some milliseconds before it minds signals.
+    assert proxy.browser().send(f"{CHAT_URL}/ping").status == 200
     proxy.terminate()
     began = time.monotonic()
     assert proxy.process is not None
