@@ -343,6 +343,13 @@ def test_apps_of_the_cluster_and_of_the_house(everything: Renderings) -> None:
     assert peer["podSelector"]["matchLabels"] == NAMES["traefik"]["pods"]
 
 
+def test_people_are_sent_to_the_port_that_they_see(everything: Renderings) -> None:
+    found = fixture_of("acme-dns", everything)
+    assert flags(found)["entryPoints.web.http.redirections.entryPoint.to"] == ":8443"
+    assert core(found, CHAT)["redirect_url"] == "https://chat.example.org:8443/oauth2/callback"
+    assert core(found, APPS)["whitelist_domains"] == [".example.org:8443"], "a port that is not the usual one must be named"
+
+
 def test_fixtures_say_each_refused_setting() -> None:
     """The issue names what must be refused: each has a fixture of its own."""
     refused = {id_of(path).rsplit("/", 1)[1] for path in (ROOT / "tests/render/fixtures/access/invalid/oauth2_proxy").glob("*.yml")}
