@@ -128,6 +128,7 @@ def _refused(proxy: Proxy) -> bool:
 
 
 def test_c30_metrics_only_on_their_port(chat: Proxy) -> None:
+    chat.browser().send(f"{CHAT_URL}/v1/x")  # a counter shows once it has counted
     with urllib.request.urlopen(f"http://127.0.0.1:{chat.metrics_port}/metrics", timeout=5) as answer:
         assert "oauth2_proxy_requests_total" in answer.read().decode()
     assert chat.browser().send(f"{CHAT_URL}/metrics").status == 302
