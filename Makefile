@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-runtime litellm trial trial-stop lint sanity unit render gateway contract test-fuzz soak browser molecule test bed \
-        test-cluster test-vm bench docs build resolve-pins lock clean
+        test-cluster test-vm bench bench-gateway docs build resolve-pins lock clean
 
 PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PATH
@@ -71,6 +71,9 @@ test-vm: setup ## Modules, sysctl, iSCSI and a real reboot in a QEMU machine
 
 bench: setup ## Measurements for the documentation (ratios in one run)
 	@.venv/bin/python tests/bench/run.py
+
+bench-gateway: setup ## The gateway beside nginx and LiteLLM in one run (ROUNDS=2 ONLY="plain streams" COMPARE=revision)
+	@.venv/bin/python tests/bench/gateway/run.py --rounds $(or $(ROUNDS),2) $(if $(ONLY),--only $(ONLY)) $(if $(COMPARE),--compare $(COMPARE))
 
 docs: setup ## Generate docs/variables.md and the contract files
 	@.venv/bin/python scripts/generate_docs.py
