@@ -72,7 +72,7 @@ test-vm: setup ## Modules, sysctl, iSCSI and a real reboot in a QEMU machine
 bench: setup ## Measurements for the documentation (ratios in one run)
 	@.venv/bin/python tests/bench/run.py
 
-bench-gateway: setup ## The gateway beside nginx and LiteLLM in one run (ROUNDS=2 ONLY="plain streams" COMPARE=revision)
+bench-gateway: setup ## The gateway beside nginx and LiteLLM (ROUNDS=2 ONLY=plain COMPARE=revision)
 	@.venv/bin/python tests/bench/gateway/run.py --rounds $(or $(ROUNDS),2) $(if $(ONLY),--only $(ONLY)) $(if $(COMPARE),--compare $(COMPARE))
 
 docs: setup ## Generate docs/variables.md and the contract files
