@@ -189,6 +189,8 @@ class Mutator:
             body = json.dumps(value).encode()
             if chance.random() < 0.15:
                 body = self._broken(body)
+            if chance.random() < 0.002:
+                body += b" " * 250_000  # more than the gateway of the test takes, and JSON all the same
         if chance.random() < 0.05:
             path = self._path(path)
         if chance.random() < 0.03:
