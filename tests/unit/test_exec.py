@@ -84,7 +84,8 @@ class Endpoint:
                 return
             accept = base64.b64encode(hashlib.sha1((self.headers["sec-websocket-key"] + GUID).encode()).digest()).decode()  # noqa: S324
             stream.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-                         f"Sec-WebSocket-Accept: {accept}\r\nSec-WebSocket-Protocol: {self.headers['sec-websocket-protocol']}\r\n\r\n".encode())
+                         f"Sec-WebSocket-Accept: {accept}\r\n"
+                         f"Sec-WebSocket-Protocol: {self.headers['sec-websocket-protocol']}\r\n\r\n".encode())
             stream.flush()
             with contextlib.suppress(ValueError):  # it hung up without a word
                 self.got = read_frame(stream)
