@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import hashlib
 import json
 import socket
 import ssl
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,38 +18,19 @@ from ansible_collections.homelab.hearth.plugins.module_utils import _exec
 from ansible_collections.homelab.hearth.plugins.module_utils._exec import ExecError, execute
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import ClusterError
 
+from tests.unit.fake_api import accept_of, certificate, frame, read_frame
+
 STDIN, STDOUT, STDERR, STATUS = 0, 1, 2, 3
 SUCCESS = {"kind": "Status", "status": "Success"}
 ENDED_WITH_2 = {"status": "Failure", "reason": "NonZeroExitCode", "details": {"causes": [{"reason": "ExitCode", "message": "2"}]}}
-# RFC 6455: what a server adds to the client's key to show that it speaks WebSocket.
-GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 Answer = list[tuple[int, bytes]]
-
-
-def frame(payload: bytes, opcode: int = 2) -> bytes:
-    length = len(payload)
-    head = bytes([0x80 | opcode, length]) if length < 126 else bytes([0x80 | opcode, 126]) + length.to_bytes(2, "big")
-    return head + payload
-
-
-def read_frame(stream: Any) -> bytes:
-    first, second = stream.read(2)
-    assert first == 0x82 and second & 0x80, "a client sends binary frames, masked"
-    length = second & 0x7F
-    if length == 126:
-        length = int.from_bytes(stream.read(2), "big")
-    mask, masked = stream.read(4), stream.read(length)
-    return bytes(byte ^ mask[index % 4] for index, byte in enumerate(masked))
 
 
 class Endpoint:
     """Takes one connection over TLS: looks at the request, reads one message, answers as told, and closes."""
 
     def __init__(self, directory: Path) -> None:
-        key, self.pem = directory / "api.key", directory / "api.crt"
-        command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-                   "-subj", "/CN=api", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(self.pem)]
-        subprocess.run(command, check=True, capture_output=True)
+        self.pem, key = certificate(directory)
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self._context.load_cert_chain(self.pem, key)
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -66,9 +44,9 @@ class Endpoint:
         self._thread.start()
 
     def _serve(self) -> None:
-        plain, _peer = self._listening.accept()
-        # A client that does not trust the certificate, or has gone, is no fault of the endpoint.
+        # A client that never comes, does not trust the certificate, or has gone, is no fault of the endpoint.
         with contextlib.suppress(OSError):
+            plain, _peer = self._listening.accept()
             self._talk(plain)
 
     def _talk(self, plain: socket.socket) -> None:
@@ -82,7 +60,7 @@ class Endpoint:
                 text = body if isinstance(body, bytes) else json.dumps(body).encode()
                 stream.write(f"HTTP/1.1 {status} No\r\nContent-Length: {len(text)}\r\n\r\n".encode() + text)
                 return
-            accept = base64.b64encode(hashlib.sha1((self.headers["sec-websocket-key"] + GUID).encode()).digest()).decode()  # noqa: S324
+            accept = accept_of(self.headers["sec-websocket-key"])
             stream.write("HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
                          f"Sec-WebSocket-Accept: {accept}\r\n"
                          f"Sec-WebSocket-Protocol: {self.headers['sec-websocket-protocol']}\r\n\r\n".encode())
@@ -101,6 +79,9 @@ class Endpoint:
                     pass
 
     def close(self) -> None:
+        # Closing alone would leave a thread waiting that waits already.
+        with contextlib.suppress(OSError):
+            self._listening.shutdown(socket.SHUT_RDWR)
         self._listening.close()
         self._thread.join(5)
 
