@@ -54,7 +54,8 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: partial
-    description: Says what would be changed. How much there is to delete with O(delete_data) is not known before.
+    description: Says what would be changed.
+    details: How much there is to delete with O(delete_data) is not known before, so a second deletion is told as a change.
   diff_mode:
     support: full
     description: Before and after of the list, and of what the gateway knows.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import contextlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.homelab.hearth.plugins.module_utils import _k8s, _people, _rollout, _whitelist
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, LOCKED_SINCE, lifted, locked
 from ansible_collections.homelab.hearth.plugins.modules import (
@@ -24,6 +26,7 @@ from ansible_collections.homelab.hearth.plugins.modules import (
 from tests.unit.fake_cluster import FakeCluster, Object
 from tests.unit.fake_gateway import FakeGateway, pod
 
+NAMES = yaml.safe_load((Path(__file__).resolve().parents[2] / "contract" / "names.yml").read_text())
 LIST = ("ConfigMap", "public-ingress", "oauth2-proxy-emails")
 TOKENS = ("Secret", "hearth", "gateway-tokens")
 ANN, BEN = "ann@example.org", "ben@example.org"
@@ -70,6 +73,11 @@ def test_locking_leaves_no_token_and_no_address_and_lifting_brings_all_back(hous
     assert (back["changed"], back["locked_since"], back["tokens"]) == (True, "", ["operator", "proxy"])
     assert (data(house, TOKENS), data(house, LIST)) == (tokens, people)
     assert not run_module(lockdown.main, state="lifted")["changed"]
+
+
+def test_the_names_are_those_of_the_contract() -> None:
+    assert NAMES["lockdown"] == {"annotation": LOCKED_SINCE, "prefix": ASIDE}
+    assert not ASIDE[0].isalnum(), "the gateway takes a file for a token whose name begins with a letter or digit"
 
 
 def test_each_object_is_locked_in_one_write(house: FakeGateway, run_module: Run) -> None:

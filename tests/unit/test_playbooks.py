@@ -157,8 +157,8 @@ def test_somebody_comes_changes_their_address_and_goes(house: House) -> None:
     assert changed == 0 and f"{ANN}: may sign in; called Ann; money_per_month_usd 20, money_per_day_usd 2.5" in said
     said, changed = house.play("rename_user", **{"from": ANN, "to": "ann@example.net"})
     assert changed == 1 and "ann@example.net may sign in now, ann@example.org no longer." in said
-    said, changed = house.play("remove_user", email="ann@example.net", tokens="kitchen")
-    assert changed == 2 and "What they saved is kept" in said
+    said, changed = house.play("remove_user", email="ann@example.net", tokens="kitchen", oauth2_proxy_emails=["Ann@example.net"])
+    assert changed == 2 and "What they saved is kept" in said and "The inventory has ann@example.net in oauth2_proxy_emails" in said
     assert house.people == "# family\nben@example.org\n" and "kitchen" not in house.tokens
     assert [person["state"] for person in house.gateway.people.values()] == ["disabled", "disabled"]
     assert not [path for path in house.api.requests if "@" in path or "%40" in path], "an address in the API server's log"
