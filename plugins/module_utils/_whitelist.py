@@ -8,6 +8,7 @@ read is empty: changes then go to the one aside, and count when the lockdown is 
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable
 from typing import Any
@@ -45,6 +46,8 @@ CHANGES: dict[str, Callable[[str, list[str]], str]] = {
 READ_AGAIN = "watching resumed for"
 LOG_LINES = 500
 SLEEP_S = 0.2
+# By then any kubelet has brought a change by itself, and logs may not reach back as far.
+BROUGHT_BY_THEN = datetime.timedelta(hours=1)
 
 
 class WhitelistError(Exception):
@@ -149,18 +152,33 @@ def written_at(stored: Object) -> str:
     return max((str(entry.get("time") or "") for entry in stored["metadata"].get("managedFields") or []), default="")
 
 
+def reads_later(pod: Object, since: str) -> bool:
+    """Whether the proxy in a pod started after the last change, or has not started yet: it reads the list when it does."""
+    # Times have whole seconds. In the same second counts as after it: if it was not, the kubelet is half a second behind.
+    status = pod.get("status") or {}
+    if pod["metadata"]["creationTimestamp"] >= since or status.get("phase") == "Pending":
+        return True
+    for container in status.get("containerStatuses") or []:
+        running = (container.get("state") or {}).get("running")
+        if not running or str(running.get("startedAt") or "") >= since:
+            return True
+    return False
+
+
 def unread(cluster: Cluster, namespace: str, name: str) -> list[str]:
     """Pods of the sign-in proxy that have not read the list as it is now.
 
-    A pod that was made after the last change read it at its start. The others say in their log when they follow the file to
+    A proxy that started after the last change read it at its start. The others say in their log when they follow the file to
     its new content: nothing else outside of them shows it.
     """
     stored = cluster.get("v1", "ConfigMap", name, namespace)
     since = written_at(stored) if stored else ""
+    if since < (datetime.datetime.now(datetime.UTC) - BROUGHT_BY_THEN).strftime("%Y-%m-%dT%H:%M:%SZ"):
+        return []
     behind = []
     for pod in cluster.find("v1", "Pod", "", namespace):
         meta = pod["metadata"]
-        if not mounts(pod, "ConfigMap", name) or meta["creationTimestamp"] > since:
+        if not mounts(pod, "ConfigMap", name) or reads_later(pod, since):
             continue
         container = pod["spec"]["containers"][0]["name"]
         lines = cluster.logs(namespace, meta["name"], container, False, LOG_LINES, since)

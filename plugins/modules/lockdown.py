@@ -164,11 +164,10 @@ class Run:
                 f"there is nothing to {'lock' if self.lock else 'lift'}: this cluster has no gateway "
                 f"(Secret {_names.GATEWAY_NAMESPACE}/{_names.TOKENS_SECRET})"
             )
-        changed = len(self.diff)
         people = until_undisturbed(lambda: self._bring(LIST), "the list of people")
         ended = self._end_leaving()
         if not self.cluster.dry_run:
-            self._wait(names_in(tokens), people is not None and len(self.diff) > changed)
+            self._wait(names_in(tokens), people is not None)
         return {
             "changed": bool(self.diff or ended),
             "locked_since": locked_since(tokens),

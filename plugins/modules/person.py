@@ -277,12 +277,12 @@ class Run:
         self.done.append(f"{new} may sign in now, {old} no longer. What was used so far stays with {old}.")
         return result
 
-    def settle(self, result: dict[str, Any]) -> None:
+    def settle(self) -> None:
         """Wait until what was changed is so."""
         if self.check:
             return
-        if result["changed"] or result["pods"]:
-            wait_until_read(self.cluster, _names.ACCESS_NAMESPACE, _names.WHITELIST, self.params["wait_s"])
+        # Also when nothing changed: the run before may have ended here, with a proxy that had not read the list.
+        wait_until_read(self.cluster, _names.ACCESS_NAMESPACE, _names.WHITELIST, self.params["wait_s"])
         time.sleep(max(0.0, self.noticed_at - time.monotonic()))
 
     def diff(self, of_list: dict[str, Any]) -> list[dict[str, Any]]:
@@ -309,7 +309,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         normalise(module.params["to"])
     this = Run(module, Cluster(module, "hearth-person"))
     result = {"present": this.present, "absent": this.absent, "renamed": this.renamed}[state](emails)
-    this.settle(result)
+    this.settle()
     return {
         "changed": result["changed"] or bool(this.after),
         "done": this.done,
