@@ -212,3 +212,8 @@ def with_absent(text: str, addresses: Sequence[str]) -> str:
 def with_exactly(text: str, addresses: Sequence[str]) -> str:
     """The list with these addresses and no others. Comments stay, and so does the order of those who stay."""
     return with_present(with_absent(text, [address for address in listed(text) if address not in addresses]), addresses)
+
+
+def with_renamed(text: str, old: str, new: str) -> str:
+    """The list with one address in the place of another; as it is when the other is not in it."""
+    return render(Line(new, new) if line.address == old else line for line in parse(text))

@@ -200,8 +200,8 @@ class Cluster:
         _require_listener(*api_address(str(path), context))
         self.field_manager = field_manager
         try:
-            server = read_kubeconfig(path, _load_yaml, context)
-            self._connection = Connection(server.url, server.context, server.headers)
+            self.server = read_kubeconfig(path, _load_yaml, context)
+            self._connection = Connection(self.server.url, self.server.context, self.server.headers)
         except KubeconfigError as error:
             raise ClusterError(str(error)) from None
         except ssl.SSLCertVerificationError as error:
@@ -287,9 +287,10 @@ class Cluster:
         # A list leaves kind and version out of its items.
         return [{"apiVersion": api_version, "kind": kind, **item} for item in json.loads(found).get("items") or []]
 
-    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int) -> list[str]:
-        """The last lines that a container wrote; empty when there are none to be had."""
+    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int, since: str = "") -> list[str]:
+        """The last lines that a container wrote (`since` a time, as the API writes it); empty when there are none to be had."""
         query = {"container": container, "tailLines": lines, **({"previous": "true"} if previous else {})}
+        query |= {"sinceTime": since} if since else {}
         address = self._address({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": namespace}})
         try:
             found = self._call(f"read the log of {namespace}/{pod}", "GET", f"{address}/log?{urlencode(query)}")
@@ -333,9 +334,21 @@ class Cluster:
             if error.status != http.client.NOT_FOUND:
                 raise
 
-    def delete(self, definition: Object) -> None:
-        """Delete, with what it owns following in the background. Gone already is fine."""
+    def merge(self, definition: Object, change: Object) -> Object:
+        """Change the named fields of an object and leave the others; the object as it is then."""
+        known = {"apiVersion": definition["apiVersion"], "kind": definition["kind"]}
+        meta = {key: definition["metadata"].get(key) for key in ("name", "namespace")}
+        body = {**known, **change, "metadata": {**meta, **change.get("metadata", {})}}
+        return self._write("change", "PATCH", body, self._address(body), "application/merge-patch+json")
+
+    def delete(self, definition: Object, grace_s: int | None = None) -> None:
+        """Delete, with what it owns following in the background. Gone already is fine.
+
+        :param grace_s: for a pod: the longest that its processes may take to end, in place of what the pod says.
+        """
         options: Object = {"apiVersion": "v1", "kind": "DeleteOptions", "propagationPolicy": "Background"}
+        if grace_s is not None:
+            options["gracePeriodSeconds"] = grace_s
         if self.dry_run:
             options["dryRun"] = ["All"]
         try:

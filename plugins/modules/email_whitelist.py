@@ -139,119 +139,9 @@ cluster:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.hearth.plugins.module_utils._emails import (
-    EmailError,
-    MalformedListError,
-    Mend,
-    listed,
-    mended,
-    normalise_all,
-    readable,
-    with_absent,
-    with_exactly,
-    with_present,
-)
-from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
-    AUTH_SPEC,
-    LABELS,
-    Cluster,
-    ClusterError,
-    NoClusterError,
-    Object,
-    ensure_namespace,
-    hurry,
-    until_undisturbed,
-)
-
-CHANGES = {"present": with_present, "absent": with_absent, "exact": with_exactly}
-
-
-class WhitelistError(Exception):
-    """Why the list was not changed."""
-
-
-def outcome(params: dict[str, Any], before: str | None, after: str | None, mends: list[Mend]) -> dict[str, Any]:
-    was, now = readable(before or "")[0], listed(after or "")
-    where = f"ConfigMap {params['namespace']}/{params['name']}, key {params['key']}"
-    return {
-        # An empty list is not the same as none: without one the proxy does not start.
-        "changed": before != after,
-        "emails": now,
-        "added": [email for email in now if email not in was],
-        "removed": [email for email in was if email not in now],
-        "mended": [{"line": mend.number, "problem": mend.problem, "became": mend.became} for mend in mends],
-        "diff": {"before_header": where, "after_header": where, "before": before or "", "after": after or ""},
-        "pods": [],
-        "cluster": "",
-    }
-
-
-def _change(params: dict[str, Any], before: str | None, emails: list[str]) -> tuple[str | None, list[Mend]]:
-    """The list after the change, and what was mended in it. None is no list at all.
-
-    :raises MalformedListError: it is malformed, and was not to be mended.
-    """
-    if before is None and params["state"] == "absent" and not params["allow_empty"]:
-        return None, []
-    plain, mends = mended(before or "") if params["repair"] else (before or "", [])
-    return CHANGES[params["state"]](plain, emails), mends
-
-
-def _list_in(existing: Object | None, params: dict[str, Any]) -> str | None:
-    """The text of the list, None when there is none yet.
-
-    :raises WhitelistError: the ConfigMap is there and holds no list where it should.
-    """
-    if existing is None:
-        return None
-    where = f"ConfigMap {params['namespace']}/{params['name']}"
-    if params["key"] in (existing.get("binaryData") or {}):
-        raise WhitelistError(f"the key {params['key']} of {where} holds binary data, not a list")
-    text = (existing.get("data") or {}).get(params["key"])
-    if text is None and params["state"] != "exact" and not params["repair"]:
-        raise WhitelistError(
-            f"{where} has lost its key {params['key']}, so the proxy goes on with the list that it read last. "
-            "Write the whole list with state=exact, or begin with an empty one with repair=true"
-        )
-    return None if text is None else str(text)
-
-
-def _attempt(cluster: Cluster, params: dict[str, Any], emails: list[str]) -> dict[str, Any]:
-    """Read, change, write once.
-
-    :raises ClusterError: with status 409 when somebody else wrote in between.
-    """
-    name, namespace, key = params["name"], params["namespace"], params["key"]
-    existing = cluster.get("v1", "ConfigMap", name, namespace)
-    before = _list_in(existing, params)
-    try:
-        after, mends = _change(params, before, emails)
-    except MalformedListError as error:
-        raise WhitelistError(
-            f"the list in ConfigMap {namespace}/{name} is malformed, so the proxy may be using an older one: {error}. "
-            f"Mend it with repair=true or kubectl -n {namespace} edit configmap {name}, then run again"
-        ) from None
-    if existing is not None and after is None:
-        # Without the key the proxy keeps an old list: where there is a ConfigMap, there is a list in it.
-        after = ""
-    result = outcome(params, before, after, mends)
-    if not result["changed"]:
-        return result
-    if existing is not None:
-        # The resourceVersion of what was read stays in it: the API server refuses if it is no longer the newest.
-        cluster.replace({**existing, "data": {**(existing.get("data") or {}), key: after}})
-    elif ensure_namespace(cluster, namespace, params["create_namespace"], "deploy the sign-in proxy first"):
-        meta = {"name": name, "namespace": namespace, "labels": LABELS}
-        cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {key: after}})
-    return result
-
-
-def change(cluster: Cluster, params: dict[str, Any], emails: list[str]) -> dict[str, Any]:
-    result: dict[str, Any] = until_undisturbed(lambda: _attempt(cluster, params, emails), "the list")
-    if params["refresh_pods"]:
-        # Also when nothing changed: a run that was broken off may have written and told nobody.
-        result["pods"] = hurry(cluster, "ConfigMap", params["namespace"], params["name"])
-    return result
+from ansible_collections.homelab.hearth.plugins.module_utils._emails import EmailError, normalise_all
+from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError, NoClusterError
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import WhitelistError, change, changed_text, outcome
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -265,8 +155,9 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     except NoClusterError as error:
         if not module.check_mode:
             raise
-        return {**outcome(params, None, *_change(params, None, emails)), "cluster": str(error)}
-    return change(cluster, params, emails)
+        return {**outcome(params, None, *changed_text(params, None, emails)), "cluster": str(error)}
+    result: dict[str, Any] = change(cluster, params, emails)
+    return result
 
 
 def argument_spec() -> dict[str, Any]:

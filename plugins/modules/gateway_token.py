@@ -75,6 +75,12 @@ options:
       instead of at their next round (a minute or more). The gateway looks at its files every two seconds.
     type: bool
     default: true
+  wait_s:
+    description: >-
+      How long to wait until every pod of the gateway has the change and has looked at it, in seconds. With V(0) the module ends
+      when it is written. Needs the right to run commands in pods.
+    type: float
+    default: 0
 extends_documentation_fragment:
   - homelab.hearth.kubeconfig
 attributes:
@@ -109,14 +115,18 @@ EXAMPLES = r"""
     name: proxy
     state: rotated
     deliver: false
+    wait_s: 20
   delegate_to: localhost
-# (wait until every pod of the gateway counts one token more: metric hearth_valid_tokens)
 - name: The sign-in proxy gets the new value
   homelab.hearth.gateway_token:
     name: proxy
     state: rotated
   delegate_to: localhost
-# (roll the sign-in proxy out anew: it reads the value at its start only)
+- name: The sign-in proxy reads it at its start only
+  homelab.hearth.restart:
+    secrets: [gateway-token-proxy]
+    namespaces: [public-ingress]
+  delegate_to: localhost
 - name: The old value is refused
   homelab.hearth.gateway_token:
     name: proxy
@@ -161,6 +171,8 @@ cluster:
   type: str
 """
 
+import base64
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -178,7 +190,9 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     hurry,
     until_undisturbed,
 )
+from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import fingerprint, title
+from ansible_collections.homelab.hearth.plugins.module_utils._people import Gateway, PeopleError
 from ansible_collections.homelab.hearth.plugins.module_utils._token import (
     PREVIOUS,
     Data,
@@ -312,6 +326,10 @@ class Run:
         """Write the gateway's Secret if it is to change; returns its data."""
         namespace, name = self.params["namespace"], self.params["secret"]
         data = (existing or {}).get("data") or {}
+        if locked_since(existing):
+            raise TokenError(
+                f"the house is locked down since {locked_since(existing)}, so its tokens stand aside: run lockdown.yml -e lifted=true first"
+            )
         wanted = self._wanted(data)
         if wanted != data:
             self._write(existing, namespace, name, wanted, LABELS)
@@ -374,6 +392,15 @@ class Run:
         return Done(current, data, sorted(namespace for namespace, secret in consumers.items() if secret is not None))
 
 
+def wait_for_gateway(cluster: Cluster, name: str, data: Data, timeout_s: float) -> None:
+    """Wait until all pods of the gateway have these values of the token, and no others.
+
+    :raises PeopleError: a pod has not got them in time.
+    """
+    wanted = {key: hashlib.sha256(base64.b64decode(value)).hexdigest() for key, value in entries(data, name).items()}
+    Gateway(cluster).wait_for_tokens(lambda files: entries(files, name) == wanted, timeout_s)
+
+
 def result_of(name: str, view: dict[str, str], consumers: list[str]) -> dict[str, Any]:
     return {
         "name": name,
@@ -428,6 +455,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
     diff = this.changes.diff()
     if params["write_to"]:
         diff += bring(module, [secret_file(params["write_to"], str(done.current))])[1]
+    if params["wait_s"] and not cluster.dry_run:
+        wait_for_gateway(cluster, params["name"], done.data, params["wait_s"])
     view = this._view(entries(done.data, params["name"]))
     return {
         "changed": bool(diff),
@@ -452,6 +481,7 @@ def argument_spec() -> dict[str, Any]:
         "consumer_key": {"type": "str", "default": "token", "no_log": False},
         "create_namespace": {"type": "bool", "default": False},
         "refresh_pods": {"type": "bool", "default": True},
+        "wait_s": {"type": "float", "default": 0},
         **AUTH_SPEC,
     }
 
@@ -460,7 +490,7 @@ def main() -> None:
     module = AnsibleModule(argument_spec=argument_spec(), supports_check_mode=True)
     try:
         module.exit_json(**run(module))
-    except (ClusterError, TokenError) as error:
+    except (ClusterError, PeopleError, TokenError) as error:
         text = str(error)
         module.fail_json(msg=text[:1].upper() + text[1:])
 

@@ -180,6 +180,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     NoClusterError,
     hurry,
 )
+from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
     DefinitionError,
     Object,
@@ -335,6 +336,12 @@ class Run:
             self._apply(definition, self._existing(definition), comparable)
         for wanted in self.params["secrets"]:
             existing = self.cluster.get("v1", "Secret", wanted["name"], wanted["namespace"])
+            if locked_since(existing):
+                # New tokens would be made in the place of those that stand aside, and open the doors to whoever gets them.
+                raise ManifestsError(
+                    f"the house is locked down since {locked_since(existing)} (Secret {wanted['namespace']}/{wanted['name']}): "
+                    "run lockdown.yml -e lifted=true first"
+                )
             definition, values = secret_definition(wanted, self.labels, existing)
             self.module.no_log_values.update(values)
             stored_secret = self._apply(definition, existing, redacted)

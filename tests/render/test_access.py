@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import tomllib
+from pathlib import Path
 from typing import Any
 
 import jsonschema
 import pytest
 import yaml
 
-from tests.cluster.support import ROOT
+from tests.cluster.support import ROOT, play
 from tests.render.rendering import FIXTURES, NAMES, SCHEMAS, VALID_ACCESS, Renderings, found_in, id_of, one
 
 Objects = list[dict[str, Any]]
@@ -45,6 +46,21 @@ def chart_values(found: Objects) -> dict[str, Any]:
 
 def flags(found: Objects) -> dict[str, str]:
     return dict(argument.removeprefix("--").split("=", 1) for argument in chart_values(found)["additionalArguments"])
+
+
+# --- one variable brings it all
+
+def test_the_chats_host_alone_brings_front_door_and_sign_in(tmp_path: Path) -> None:
+    """By the operator's own playbook; without it, only the gateway is rendered (test_render.py)."""
+    run = play("playbooks/render.yml", ROOT / "inventories" / "thinkcentre", "-e", f"@{FIXTURES / 'access' / 'valid' / 'defaults.yml'}",
+               "-e", json.dumps({"hearth_render_dir": str(tmp_path)}))
+    assert run.rc == 0, run.output[-4000:]
+    assert {path.stem for path in tmp_path.glob("*.yaml")} == {"gateway", "traefik", "oauth2_proxy", "protected_app"}
+    [map_of_gateway] = [d for d in yaml.safe_load_all((tmp_path / "gateway.yaml").read_text())
+                        if d["kind"] == "ConfigMap" and d["metadata"]["name"].startswith(NAMES["gateway"]["config"]["config_map"])]
+    # The token that the chat's instance presents is one that may speak for people.
+    tokens = yaml.safe_load(map_of_gateway["data"][NAMES["gateway"]["config"]["key"]])["tokens"]
+    assert tokens["proxy"] == [NAMES["gateway"]["tokens"]["proxy"]]
 
 
 # --- sign-in

@@ -53,6 +53,7 @@ def test_the_playbook_renders_what_an_inventory_would_get(tmp_path: Path) -> Non
     run = render(FIXTURES / "valid" / "minimal.yml", tmp_path)
     assert run.rc == 0, run.output[-4000:]
     assert one(documents(tmp_path), "Deployment")
+    assert [path.name for path in tmp_path.glob("*.yaml")] == ["gateway.yaml"], "nobody asked for a sign-in"
 
 
 def test_kubernetes_takes_every_object(all_rendered: list[dict[str, Any]]) -> None:

@@ -133,10 +133,20 @@ class FakeCluster:
             raise ClusterError("cannot change: HTTP 409: the object has been modified", 409)
         return self._store("replace", definition)
 
-    def delete(self, definition: Object) -> None:
+    def merge(self, definition: Object, change: Object) -> Object:
+        """A merge patch: mappings are merged, everything else is replaced."""
+
+        def merged(old: Any, new: Any) -> Any:
+            if not isinstance(old, dict) or not isinstance(new, dict):
+                return new
+            return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+
+        return self._store("change", merged(self.objects[self._key(definition)], change))
+
+    def delete(self, definition: Object, grace_s: int | None = None) -> None:
         if not self.dry_run:
             self.objects.pop(self._key(definition), None)
             self.writes.append(f"delete {definition['kind']} {definition['metadata']['name']}")
 
-    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int) -> list[str]:
+    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int, since: str = "") -> list[str]:
         return self.log_lines.get(f"{pod}/previous" if previous else pod, [])[-lines:]

@@ -1,0 +1,97 @@
+# Copyright (c) The Hearth developers
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+"""New pods for the Deployments that read a Secret at their start only."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable
+from typing import Any
+
+from ansible_collections.homelab.hearth.plugins.module_utils._k8s import Cluster
+from ansible_collections.homelab.hearth.plugins.module_utils._objects import Object, mounts, not_ready, pod_problem, title
+
+SLEEP_S = 0.5
+
+
+class RolloutError(Exception):
+    """Why the new pods do not run, in words for the operator."""
+
+
+def uses(deployment: Object, secret: str) -> bool:
+    """Whether the pods of a Deployment get a Secret, as files or as environment."""
+    spec = deployment["spec"]["template"]["spec"]
+    if mounts({"metadata": {}, "spec": spec}, "Secret", secret):
+        return True
+    for container in [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]:
+        sources = [source.get("secretRef") for source in container.get("envFrom") or []]
+        sources += [(variable.get("valueFrom") or {}).get("secretKeyRef") for variable in container.get("env") or []]
+        if any((source or {}).get("name") == secret for source in sources):
+            return True
+    return False
+
+
+def mark(secret: Object) -> dict[str, str]:
+    """The annotation of pods that were made with this content. Equal contents have equal marks, and no value is shown."""
+    content = json.dumps(secret.get("data") or {}, sort_keys=True).encode()
+    # The part behind the slash has at most 63 characters and ends in a letter or digit.
+    key = f"started-with-{secret['metadata']['name']}"[:63].rstrip("-._")
+    return {f"hearth.homelab/{key}": hashlib.sha256(content).hexdigest()[:16]}
+
+
+def readers(cluster: Cluster, namespace: str, secret: str) -> list[Object]:
+    return [found for found in cluster.find("apps/v1", "Deployment", "", namespace) if uses(found, secret)]
+
+
+def restart(cluster: Cluster, namespace: str, secret: str) -> tuple[list[Object], list[str]]:
+    """Begin to replace the pods that were made with another content of the Secret.
+
+    :returns: every Deployment that reads it, to be waited for, and the titles of those that were changed.
+    """
+    stored = cluster.get("v1", "Secret", secret, namespace)
+    if stored is None:
+        return [], []
+    wanted, found, changed = mark(stored), [], []
+    for deployment in readers(cluster, namespace, secret):
+        template = deployment["spec"]["template"]
+        if not wanted.items() <= ((template.get("metadata") or {}).get("annotations") or {}).items():
+            change = {"spec": {"template": {"metadata": {"annotations": wanted}}}}
+            deployment = {"apiVersion": "apps/v1", "kind": "Deployment", **cluster.merge(deployment, change)}
+            changed.append(title(deployment))
+        found.append(deployment)
+    return found, changed
+
+
+def _why(cluster: Cluster, deployment: Object) -> str:
+    labels = deployment["spec"]["selector"]["matchLabels"]
+    selector = ",".join(f"{key}={value}" for key, value in labels.items())
+    pods = cluster.find("v1", "Pod", selector, deployment["metadata"]["namespace"])
+    problems = [problem.text for pod in pods if not pod["metadata"].get("deletionTimestamp") and (problem := pod_problem(pod))]
+    return f"; {problems[-1]}" if problems else ""
+
+
+def wait(cluster: Cluster, deployments: Iterable[Object], timeout_s: float) -> None:
+    """Wait until only new pods run.
+
+    :raises RolloutError: time is up. The old pods go on then.
+    """
+    deadline = time.monotonic() + timeout_s
+    pending: list[Object] = list(deployments)
+    while pending:
+        still: list[Any] = []
+        for one in pending:
+            now = cluster.get("apps/v1", "Deployment", one["metadata"]["name"], one["metadata"]["namespace"])
+            lack = not_ready(now) if now else None
+            if now is not None and lack is not None:
+                still.append((now, lack))
+        if still and time.monotonic() > deadline:
+            [(first, lack), *_others] = still
+            raise RolloutError(
+                f"{title(first)} has no new pods after {timeout_s:.0f} s, so the old ones go on: {lack}{_why(cluster, first)}; "
+                "mend that and run again"
+            )
+        pending = [deployment for deployment, _lack in still]
+        if pending:
+            time.sleep(SLEEP_S)
