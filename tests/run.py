@@ -44,7 +44,7 @@ HOSTS = "ThinkCentre hosts (systemd-nspawn on this machine's kernel)"
 LAYERS: dict[str, Layer] = {
     "lint": Layer(240, pytest=("tests/lint",)),
     "sanity": Layer(420, pytest=("tests/sanity",)),
-    "unit": Layer(180, pytest=("tests/unit", "tests/docs", "files/gateway/tests")),
+    "unit": Layer(300, pytest=("tests/unit", "tests/docs", "files/gateway/tests")),
     "render": Layer(240, pytest=("tests/render",)),
     "gateway": Layer(600, pytest=("tests/gateway",), stand_ins=(VENDOR,)),
     "fuzz": Layer(1500, pytest=("tests/gateway/test_fuzz.py",), stand_ins=(VENDOR,)),
