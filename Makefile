@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-runtime litellm trial trial-stop lint sanity unit render gateway contract test-fuzz soak browser molecule test bed \
-        test-cluster test-vm bench bench-gateway docs build resolve-pins lock clean
+        test-cluster test-servers test-standin test-vm test-vm-node test-vm-arm64 bench bench-gateway docs airgap build resolve-pins lock clean
 
 PATH := $(CURDIR)/.venv/bin:$(PATH)
 export PATH
@@ -10,7 +10,7 @@ export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 RUN := .venv/bin/python tests/run.py
 
 help: ## List the targets, a line each
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
 
 setup: ## Bring this machine to where all targets run (twice in a row does nothing)
 	@scripts/setup.sh dev
@@ -63,11 +63,24 @@ test: setup ## Lint, sanity, unit, render, gateway, browser, molecule, README: m
 bed: setup ## Build the test bed: Kubernetes, hosts, registry (about 10 minutes cold, seconds warm)
 	@tests/testbed/bed build all
 
-test-cluster: setup bed ## site.yml on bare systemd hosts with a real Kubernetes (needs root)
-	@$(RUN) standin cluster faults gateway-cluster
+test-cluster: setup bed ## site.yml on a bare systemd host with a real Kubernetes (needs root)
+	@$(RUN) cluster access gateway-cluster faults
 
-test-vm: setup ## Modules, sysctl, iSCSI and a real reboot in a QEMU machine
+test-servers: setup bed ## site.yml on one to four hosts: grown, broken, upgraded; and without internet (root)
+	@$(RUN) topology airgap
+
+test-standin: setup bed ## The stand-in for k3s against its contract (needs root)
+	@$(RUN) standin standin-servers
+
+test-vm: setup bed ## Modules, sysctl, iSCSI and a real reboot in a QEMU machine (root)
 	@$(RUN) vm
+
+test-vm-node: setup bed ## A k3s node that comes back by itself from a reboot, in a QEMU machine (root; by hand)
+	@$(RUN) vm-node
+
+test-vm-arm64: setup ## The same without k3s on an emulated arm64 machine (root; by hand, CI has no time for it)
+	@scripts/setup.sh arm64
+	@$(RUN) vm-arm64
 
 bench: setup ## Measurements for the documentation (ratios in one run)
 	@.venv/bin/python tests/bench/run.py
@@ -77,6 +90,9 @@ bench-gateway: setup ## The gateway beside nginx and LiteLLM (ROUNDS=2 ONLY=plai
 
 docs: setup ## Generate docs/variables.md and the contract files
 	@.venv/bin/python scripts/generate_docs.py
+
+airgap: setup-runtime ## One folder with all that a host without internet needs (ARCH=amd64 or arm64)
+	@.venv/bin/python scripts/airgap.py --arch $(or $(ARCH),amd64)
 
 build: setup-runtime ## The collection archive, in build/
 	@mkdir -p build && ansible-galaxy collection build --force --output-path build

@@ -139,6 +139,9 @@ dev)
     touch "$npm_stamp"
   fi
   ;;
+arm64)
+  apt_need qemu-system-arm qemu-user-static arch-test
+  ;;
 litellm)
   litellm_venv
   ;;
@@ -147,5 +150,5 @@ bench)
   bench_tools
   printf 'litellm=%s\n' "$litellm"
   ;;
-*) die "unknown stage $stage: runtime, dev, litellm or bench" ;;
+*) die "unknown stage $stage: runtime, dev, arm64, litellm or bench" ;;
 esac

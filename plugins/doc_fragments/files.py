@@ -21,9 +21,9 @@ options:
         type: path
         required: true
       state:
-        description: Whether it is a file, a symbolic link, or not there.
+        description: Whether it is a file, a symbolic link, a folder (made where it is missing, and else left alone), or not there.
         type: str
-        choices: [file, link, absent]
+        choices: [file, link, folder, absent]
         default: file
       content:
         description: Text of the file.

@@ -5,20 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from ansible.errors import AnsibleFilterError
-from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
+from ansible_collections.homelab.hearth.plugins.module_utils import _k3s, _k3s_node, _preflight, _topology
 
 
-def k3s_config_problems(config: Mapping[str, Any], kind: str = "server") -> list[str]:
+def k3s_config_problems(config: Mapping[str, Any], kind: str = "server", from_user: bool = True) -> list[str]:
     """See k3s_config_problems.yml."""
     if not isinstance(config, Mapping):
         return [f"k3s_config must be a mapping, is a {type(config).__name__}"]
-    problems: list[str] = _k3s.config_problems(config, kind, from_user=True)
+    problems: list[str] = _k3s.config_problems(config, kind, from_user=from_user)
     return problems
 
 
@@ -29,6 +29,81 @@ def k3s_config(config: Mapping[str, Any], kind: str = "server") -> str:
         raise AnsibleFilterError("config.yaml of k3s: " + "; ".join(problems))
     text: str = _k3s.render_config(config)
     return text
+
+
+def k3s_node_config(settings: Mapping[str, Any], kind: str, place: Mapping[str, Any], server: str = "") -> dict[str, Any]:
+    """See k3s_node_config.yml."""
+    made: dict[str, Any] = _k3s_node.config(kind, settings, place, server)
+    return made
+
+
+def k3s_settings_problems(settings: Mapping[str, Any], kind: str) -> list[str]:
+    """See k3s_settings_problems.yml."""
+    problems: list[str] = _k3s_node.settings_problems(kind, settings)
+    return problems
+
+
+def k3s_kubelet_config(settings: Mapping[str, Any]) -> str:
+    """See k3s_kubelet_config.yml."""
+    text: str = _k3s_node.kubelet_config(settings)
+    return text
+
+
+def k3s_registries(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """See k3s_registries.yml."""
+    made: dict[str, Any] = _k3s_node.registries(settings)
+    return made
+
+
+def k3s_s3_data(settings: Mapping[str, Any]) -> dict[str, str]:
+    """See k3s_s3_data.yml."""
+    made: dict[str, str] = _k3s_node.s3_data(settings)
+    return made
+
+
+def k3s_node_change(node: Mapping[str, Any], labels: Sequence[str] = (), taints: Sequence[str] = ()) -> dict[str, Any]:
+    """See k3s_node_change.yml."""
+    if not node:
+        return {}
+    change: dict[str, Any] = _k3s_node.node_change(node, labels, taints)
+    # A node that a broken-off run emptied is opened by this one.
+    if _k3s_node.ANNOTATION_EMPTIED in (node["metadata"].get("annotations") or {}):
+        change["unschedulable"] = False
+    return change
+
+
+def k3s_node_name(variables: Mapping[str, Any]) -> str:
+    """See k3s_node_name.yml."""
+    name: str = _preflight.node_name_of(variables)
+    return name
+
+
+def k3s_upgrade_plan(hosts: Iterable[Mapping[str, Any]], servers: Sequence[str], agents: Sequence[str] = ()) -> list[str]:
+    """See k3s_upgrade_plan.yml."""
+    by_name = {variables["inventory_hostname"]: variables for variables in hosts}
+    rows = []
+    for name in [host for host in [*servers, *agents] if host in by_name]:
+        variables = by_name[name]
+        installed = variables["_preflight_survey"]["survey"]["k3s"]["version"]
+        rows.append((name, name in servers, installed, str(variables["_k3s_wants"]["k3s"]["version"])))
+    plan: list[str] = _topology.upgrade_plan(rows)
+    return plan
+
+
+def k3s_place(
+    servers: Iterable[Mapping[str, Any]],
+    host: str,
+    seen: Mapping[str, Any],
+    agent: bool = False,
+    registration: str = "",
+    port: int = 6443,
+    datastore: str = "",
+) -> dict[str, Any]:
+    """See k3s_place.yml."""
+    members = [_topology.member_of(variables) for variables in servers]
+    options = {"agent": agent, "registration": registration, "port": int(port), "datastore": datastore}
+    place: dict[str, Any] = _topology.place(host, seen, members, **options)
+    return place
 
 
 def k3s_kubeconfig(text: str, address: str, port: int = 6443, name: str = "hearth") -> str:
@@ -79,4 +154,13 @@ class FilterModule:
             "k3s_config_problems": k3s_config_problems,
             "k3s_kubeconfig": k3s_kubeconfig,
             "k3s_kubeconfig_is_current": k3s_kubeconfig_is_current,
+            "k3s_kubelet_config": k3s_kubelet_config,
+            "k3s_node_change": k3s_node_change,
+            "k3s_node_config": k3s_node_config,
+            "k3s_node_name": k3s_node_name,
+            "k3s_place": k3s_place,
+            "k3s_registries": k3s_registries,
+            "k3s_s3_data": k3s_s3_data,
+            "k3s_settings_problems": k3s_settings_problems,
+            "k3s_upgrade_plan": k3s_upgrade_plan,
         }

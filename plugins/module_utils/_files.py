@@ -20,7 +20,7 @@ FILES_SPEC: dict[str, Any] = {
     "required": True,
     "options": {
         "path": {"type": "path", "required": True},
-        "state": {"type": "str", "choices": ["file", "link", "absent"], "default": "file"},
+        "state": {"type": "str", "choices": ["file", "link", "folder", "absent"], "default": "file"},
         "content": {"type": "str"},
         "secret_content": {"type": "str", "no_log": True},
         "target": {"type": "str"},
@@ -56,6 +56,9 @@ class HostFile:
             return self.path.is_symlink() or self.path.exists()
         if self.state == "link":
             return not (self.path.is_symlink() and os.readlink(self.path) == self.target)
+        if self.state == "folder":
+            # One that is there belongs to whoever made it, with its mode.
+            return not self.path.is_dir()
         present = self.before()
         return present != self.content or stat.S_IMODE(self.path.stat().st_mode) != self.mode
 
@@ -65,6 +68,8 @@ class HostFile:
         if self.state == "link":
             old = os.readlink(self.path) if self.path.is_symlink() else ""
             return {**header, "before": f"link to {old}\n" if old else "", "after": f"link to {self.target}\n"}
+        if self.state == "folder":
+            return {**header, "before": "", "after": f"folder of mode {self.mode:04o}\n"}
         old_mode = f"{stat.S_IMODE(self.path.stat().st_mode):04o}" if present is not None else ""
         if self.secret or self.brief:
             word = "hidden" if self.secret else f"{len(self.content)} bytes"
@@ -83,6 +88,11 @@ class HostFile:
     def apply(self) -> None:
         if self.state == "absent":
             self.path.unlink()
+            return
+        if self.state == "folder":
+            self.path.mkdir(mode=self.mode, parents=True)
+            # mkdir takes the umask off.
+            self.path.chmod(self.mode)
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")

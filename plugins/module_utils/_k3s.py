@@ -23,6 +23,14 @@ def parse_version(text: str) -> str:
     return words[2] if len(words) > 2 and words[:2] == ["k3s", "version"] else ""
 
 
+def version_tuple(text: str) -> tuple[int, ...]:
+    """`v1.36.4+k3s1` -> its numbers, `24.04` -> (24, 4); text without digits gives an empty tuple, older than everything.
+
+    `+k3s2` counts: the last number is a release of its own.
+    """
+    return tuple(int(part) for part in re.findall(r"\d+", text))
+
+
 # -- configuration ----------------------------------------------------------------------------------------------
 
 # One letter a type: b bool, i int, s string, l list of strings (a single string counts), d duration string.
@@ -165,13 +173,35 @@ REFUSED_KEYS = {
 
 # Keys that the role writes from variables of its own: one setting, one place.
 ROLE_KEYS = {
+    "agent-token-file": "k3s_agent_token",
+    "cluster-init": "k3s_datastore",
     "data-dir": "k3s_data_dir",
     "disable": "k3s_disabled_components",
+    "embedded-registry": "k3s_embedded_registry_enabled",
+    "etcd-disable-snapshots": "k3s_etcd_snapshots_enabled",
+    "etcd-s3": "k3s_etcd_s3",
+    "etcd-s3-bucket": "k3s_etcd_s3",
+    "etcd-s3-config-secret": "k3s_etcd_s3",
+    "etcd-s3-endpoint": "k3s_etcd_s3",
+    "etcd-s3-endpoint-ca": "k3s_etcd_s3",
+    "etcd-s3-folder": "k3s_etcd_s3",
+    "etcd-s3-insecure": "k3s_etcd_s3",
+    "etcd-s3-proxy": "k3s_etcd_s3",
+    "etcd-s3-region": "k3s_etcd_s3",
+    "etcd-s3-skip-ssl-verify": "k3s_etcd_s3",
+    "etcd-s3-timeout": "k3s_etcd_s3",
+    "etcd-snapshot-dir": "k3s_etcd_snapshot_dir",
+    "etcd-snapshot-retention": "k3s_etcd_snapshot_retention",
+    "etcd-snapshot-schedule-cron": "k3s_etcd_snapshot_schedule",
+    "kube-apiserver-arg": "k3s_apiserver_args",
+    "kubelet-arg": "k3s_kubelet_args",
+    "node-external-ip": "k3s_node_external_ips",
     "node-ip": "k3s_node_ips",
     "node-label": "k3s_node_labels",
     "node-name": "k3s_node_name",
     "node-taint": "k3s_node_taints",
     "secrets-encryption": "k3s_secrets_encryption_enabled",
+    "server": "k3s_registration_address",
     "tls-san": "k3s_tls_sans",
     "token-file": "k3s_token",
     "write-kubeconfig-mode": "it is always \"0600\"",
@@ -279,6 +309,29 @@ def render_config(config: Mapping[str, Any]) -> str:
         else:
             lines.append(f"{key}: {_scalar(value)}")
     return "\n".join(lines) + "\n"
+
+
+def read_own_config(text: str) -> dict[str, Any]:
+    """A config.yaml as `render_config` writes it, read back without a YAML parser, which a bare host does not have.
+
+    Lines of another make are left out: what a person wrote there is theirs to know.
+    """
+    found: dict[str, Any] = {}
+    items: list[Any] | None = None
+    for line in text.split("\n"):
+        key, colon, value = line.partition(":")
+        try:
+            if line.startswith("  - ") and items is not None:
+                items.append(json.loads(line[4:]))
+            elif colon and key and not key.startswith((" ", "#")):
+                items = None
+                if value.strip():
+                    found[key] = json.loads(value)
+                else:
+                    items = found[key] = []
+        except ValueError:
+            items = None
+    return found
 
 
 # -- token ------------------------------------------------------------------------------------------------------

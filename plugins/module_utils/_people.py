@@ -15,6 +15,7 @@ from decimal import Decimal, InvalidOperation
 from typing import Any
 
 from ansible_collections.homelab.hearth.plugins.module_utils import _names
+from ansible_collections.homelab.hearth.plugins.module_utils._conditions import is_ready
 from ansible_collections.homelab.hearth.plugins.module_utils._exec import ExecError, execute
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import Cluster, ClusterError, Object
 
@@ -29,6 +30,8 @@ NOTICED_S = 1.5
 TOKENS_NOTICED_S = 2.5
 SLEEP_S = 0.2
 NO_LIMIT = "none"
+# Exit status of a command that got SIGKILL, which is how a container's memory limit ends one.
+KILLED = 137
 DAILY = "money_per_day_usd"
 
 # Runs in the gateway's pod: SHA-256 of each token's file. A file that the gateway takes for a token begins with a letter or digit.
@@ -79,11 +82,6 @@ def same_limits(one: dict[str, Any] | None, other: dict[str, Any] | None) -> boo
     return plain(one) == plain(other)
 
 
-def is_ready(pod: Object) -> bool:
-    conditions = (pod.get("status") or {}).get("conditions") or []
-    return any(condition.get("type") == "Ready" and condition.get("status") == "True" for condition in conditions)
-
-
 class Gateway:
     """The gateway that a cluster runs."""
 
@@ -128,6 +126,9 @@ class Gateway:
             said = self.run(pod, [*command, "--config", _names.GATEWAY_CONFIG_FILE, "--json"], email)
             return dict(json.loads(said))
         except ExecError as error:
+            if error.code == KILLED:
+                raise PeopleError("the gateway's command was killed in its pod, most likely for want of memory: raise "
+                                  "gateway_resources.limits.memory, or run again when it has less to do") from None  # fmt: skip
             raise PeopleError(f"the gateway refuses: {error.said.removeprefix('hearth-gateway: ') or error}") from None
         except ValueError:
             raise PeopleError("the gateway's answer cannot be read: are gateway and collection of one version?") from None

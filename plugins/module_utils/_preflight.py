@@ -10,14 +10,14 @@ Keys of one role's wants, all optional:
     systemd, default_route, clock, hostname   true when it is needed
     memory_mb                                 so much is used; the roles' figures are added up
     cores                                     at least so many
-    disks           list of {path, free_mb, why}
+    disks           list of {path, free_mb, why, mount}: mount is the mount point it must lie on, empty for any
     ports           list of {port, protocol, why, owners}
     modules         kernel modules that must be there or loadable
     cgroups         controllers that must be enabled
     networks        list of {cidr, why} that no foreign route may cover
     python          {version: [3, 11], venv: true}
     pins            list of {name, kind, version, given: {arch: sha256}}
-    k3s             {version, kind}: compared with what is installed
+    k3s             {version, kind, datastore, config, node_name}: compared with what is installed, and among the hosts
     probe           handed to host_survey
     refused         list of {problem, fix}: what the role already knows is wrong
 """
@@ -31,24 +31,14 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
-
-Problem = dict[str, str]
+from ansible_collections.homelab.hearth.plugins.module_utils import _k3s, _renamed
+from ansible_collections.homelab.hearth.plugins.module_utils._problem import Problem, problem
 
 # Bootstrap data tolerates three seconds between servers; certificates that are "not yet valid" appear soon after.
 MAX_SKEW_S = 2.0
 
 # Variables that belong to no single role.
 COMMON_VARIABLES = frozenset({"hearth_allow_unpinned", "hearth_render_dir"})
-
-
-def _problem(host: str, problem: str, fix: str) -> Problem:
-    return {"host": host, "problem": problem, "fix": fix}
-
-
-def _version_tuple(text: str) -> tuple[int, ...]:
-    """`24.04` -> (24, 4); text without digits gives an empty tuple, which is older than everything."""
-    return tuple(int(part) for part in re.findall(r"\d+", text))
 
 
 # -- one host ---------------------------------------------------------------------------------------------------
@@ -63,7 +53,7 @@ def _system(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tupl
         shown = system["os"]["name"] or "this system"
         if not found:
             yield f"{shown} is not supported", f"use one of: {names} (or newer)"
-        elif _version_tuple(system["os"]["version"]) < _version_tuple(found[0]["version"]):
+        elif _k3s.version_tuple(system["os"]["version"]) < _k3s.version_tuple(found[0]["version"]):
             yield f"{shown} is too old", f"upgrade it to {found[0]['id'].capitalize()} {found[0]['version']} or newer"
     architectures = want.get("architectures", [])
     if architectures and system["architecture"] not in architectures:
@@ -138,6 +128,12 @@ def _network(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tup
 def _disks(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
     for disk in want.get("disks", []):
         found = survey["paths"]["disks"].get(disk["path"])
+        if found and disk.get("mount") and found["mount"] != disk["mount"]:
+            yield (
+                f"nothing is mounted at {disk['mount']}: {disk['path']} would lie on the disk of {found['mount']}",
+                f"mount the disk there (a line in /etc/fstab, then mount {disk['mount']}), or leave k3s_data_mount empty",
+            )
+            continue
         if found and found["free_mb"] < disk["free_mb"]:
             yield (
                 f"{found['free_mb']} MB of free space under {disk['path']} ({disk['why']}), {disk['free_mb']} MB are needed",
@@ -173,6 +169,11 @@ def _k3s_installed(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterab
         )
     if found["version"] and found["version"] != wanted["version"]:
         yield from _version_step(found["version"], wanted["version"])
+    if found["datastore"] and wanted["kind"] == "agent":
+        yield (
+            "this host has the data of a cluster's server, and the inventory makes it an agent",
+            "take k3s off it first: playbooks/remove_node.yml, or playbooks/reset.yml with --limit",
+        )
     if found["token_matches"] is False:
         yield (
             "k3s_token is not the token this cluster was made with",
@@ -187,7 +188,7 @@ def _k3s_installed(survey: Mapping[str, Any], want: Mapping[str, Any]) -> Iterab
 
 
 def _version_step(installed: str, wanted: str) -> Iterable[tuple[str, str]]:
-    old, new = _version_tuple(installed), _version_tuple(wanted)
+    old, new = _k3s.version_tuple(installed), _k3s.version_tuple(wanted)
     if len(old) < 4 or len(new) < 4:
         return
     # `+k3s2` counts: the last number is a release of its own.
@@ -238,14 +239,14 @@ def host_problems(
     unpinned_allowed: bool = False,
 ) -> list[Problem]:
     """Everything on one host that stands in the way, in the order of the wants."""
-    found: list[Problem] = [_problem(host, *answer) for answer in _memory(survey, wants)]
+    found: list[Problem] = [problem(host, *answer) for answer in _memory(survey, wants)]
     for want in wants:
         answers = [(r["problem"], r["fix"]) for r in want.get("refused", [])]
         for judge in (_system, _clock, _network, _disks, _modules, _k3s_installed):
             answers += judge(survey, want)
         if not unpinned_allowed:
             answers += _pins(survey, want, look_up)
-        found += [_problem(host, *answer) for answer in answers]
+        found += [problem(host, *answer) for answer in answers]
     # Two roles may want the same thing; it is one problem.
     return [p for i, p in enumerate(found) if p not in found[:i]]
 
@@ -258,6 +259,13 @@ def node_name(survey: Mapping[str, Any]) -> str:
     return str(survey["system"]["hostname"]).lower()
 
 
+def node_name_of(variables: Mapping[str, Any]) -> str:
+    """Name of a host's node: the one of the inventory, or else what the host is called; unseen, its name in the inventory."""
+    survey = (variables.get("_preflight_survey") or {}).get("survey")
+    seen = node_name(survey) if survey else variables["inventory_hostname"]
+    return str(variables.get("k3s_node_name") or seen)
+
+
 def name_problems(names: Mapping[str, str]) -> list[Problem]:
     """Node names by host -> what is wrong with them: taken twice, or not usable as a name in Kubernetes."""
     found = []
@@ -265,51 +273,76 @@ def name_problems(names: Mapping[str, str]) -> list[Problem]:
     for host, name in names.items():
         if name in ("localhost", "") or not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?", name):
             found.append(
-                _problem(host, f"the host name {name or '(empty)'} cannot be the name of a node", "set one: hostnamectl set-hostname NAME")
+                problem(host, f"the host name {name or '(empty)'} cannot be the name of a node", "set one: hostnamectl set-hostname NAME")
             )
         elif counts[name] > 1:
             others = ", ".join(sorted(h for h, n in names.items() if n == name and h != host))
             found.append(
-                _problem(host, f"the host name {name} is also that of {others}", "give each host its own: hostnamectl set-hostname NAME")
+                problem(host, f"the host name {name} is also that of {others}", "give each host its own: hostnamectl set-hostname NAME")
             )
-    return found
-
-
-def topology_problems(servers: Sequence[str], agents: Sequence[str]) -> list[Problem]:
-    """What is wrong with the number of servers and agents."""
-    found = []
-    if servers and len(servers) % 2 == 0:
-        found.append(
-            _problem(
-                "inventory",
-                f"{len(servers)} servers: an even number stands fewer failures than one server less",
-                "list 1, 3 or 5 hosts under `servers`",
-            )
-        )
-    if agents and not servers:
-        found.append(_problem("inventory", "agents without a server", "list one host under `servers`"))
-    if len(servers) > 1 or agents:
-        found.append(
-            _problem(
-                "inventory",
-                "this version sets up one server; more servers and agents come with a later one",
-                "list exactly one host under `servers` and none under `agents`",
-            )
-        )
     return found
 
 
 def variable_problems(host: str, variables: Iterable[str], known: Iterable[str]) -> list[Problem]:
-    """Variables that begin like one of ours and are none: a misspelt name would silently do nothing."""
+    """Variables that begin like one of ours and are none, or are known by another name: they would silently do nothing."""
     all_known = set(known) | COMMON_VARIABLES
     prefixes = {name.split("_", 1)[0] + "_" for name in all_known}
     found = []
     for name in sorted(set(variables)):
+        if name in _renamed.RENAMED:
+            found.append(problem(host, f"the variable {name} is called otherwise here", f"use {_renamed.RENAMED[name]}"))
+            continue
         if name in all_known or name.split("_", 1)[0] + "_" not in prefixes or name == "host_key_checking":
             continue
         near = _k3s.nearest(name, all_known)
         fix = f"did you mean {near}?" if near else "remove it; docs/variables.md lists all"
-        found.append(_problem(host, f"there is no variable {name}", fix))
+        found.append(problem(host, f"there is no variable {name}", fix))
+    return found
+
+
+# What a template of an inventory has where a person is to write.
+PLACEHOLDER = "CHANGE-ME"
+
+
+def value_problems(host: str, values: Mapping[str, Any]) -> list[Problem]:
+    """Variables that nobody filled in, or that are made of others that are not there.
+
+    values: name -> value; an exception stands for a value that cannot be worked out.
+    """
+    found = []
+    for name, value in sorted(values.items()):
+        if isinstance(value, Exception):
+            reason = " ".join(str(value).split())
+            found.append(
+                problem(
+                    host,
+                    f"{name} cannot be worked out: {reason}",
+                    "give what is missing; secrets go into vault.yml, see vault.yml.example",
+                )
+            )
+        elif isinstance(value, str) and PLACEHOLDER in value:
+            found.append(problem(host, f"{name} was not filled in", f"write the right value in place of {PLACEHOLDER}"))
+    return found
+
+
+def skew_problems(clocks: Mapping[str, Sequence[float]]) -> list[Problem]:
+    """Hosts whose clocks differ from the first one's. clocks: host -> smallest and largest difference to the controller."""
+    found = []
+    hosts = list(clocks)
+    for host in hosts[1:]:
+        (low, high), (first_low, first_high) = clocks[host], clocks[hosts[0]]
+        # Each difference lies between two bounds; so does that of two hosts.
+        between = (low - first_high, high - first_low)
+        off = between[0] if between[0] > 0 else between[1] if between[1] < 0 else 0.0
+        if abs(off) > MAX_SKEW_S:
+            found.append(
+                problem(
+                    host,
+                    f"its clock is {abs(off):.0f} s {'ahead of' if off > 0 else 'behind'} that of {hosts[0]}, and servers that differ by "
+                    "more than three do not take each other's certificates",
+                    "set the clocks of both: apt install systemd-timesyncd, then timedatectl set-ntp true",
+                )
+            )
     return found
 
 
@@ -331,9 +364,7 @@ def notes(host: str, survey: Mapping[str, Any]) -> list[str]:
 
 def _paragraph(text: str, first: str, rest: str) -> list[str]:
     """Text wrapped to a terminal; addresses and commands stay whole, so that they can be copied."""
-    return textwrap.wrap(
-        text, 100, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False
-    )
+    return textwrap.wrap(text, 100, initial_indent=first, subsequent_indent=rest, break_long_words=False, break_on_hyphens=False)
 
 
 def _sentence(text: str) -> str:
@@ -347,10 +378,10 @@ def report(problems: Sequence[Problem]) -> str:
     lines = [f"{count} to solve first. Nothing has been changed."]
     for host in hosts:
         lines += ["", f"{host}:"]
-        for problem in (p for p in problems if p["host"] == host):
-            text = problem["problem"]
+        for found in (p for p in problems if p["host"] == host):
+            text = found["problem"]
             if text.split()[0].isalpha():  # not the name of a setting, not an address: those stay as they are
                 text = text[0].upper() + text[1:]
             lines += _paragraph(_sentence(text), "  * ", "    ")
-            lines += _paragraph(_sentence("Fix: " + problem["fix"]), "    ", "         ")
+            lines += _paragraph(_sentence("Fix: " + found["fix"]), "    ", "         ")
     return "\n".join(lines)

@@ -14,6 +14,8 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import Cluster
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import Object, mounts, not_ready, pod_problem, title
 
 SLEEP_S = 0.5
+# How long the kubelet may take from a pod's deletion to its preStop hook.
+KUBELET_S = 1.0
 
 
 class RolloutError(Exception):
@@ -64,21 +66,46 @@ def restart(cluster: Cluster, namespace: str, secret: str) -> tuple[list[Object]
     return found, changed
 
 
-def _why(cluster: Cluster, deployment: Object) -> str:
+def _pods(cluster: Cluster, deployment: Object) -> list[Object]:
     labels = deployment["spec"]["selector"]["matchLabels"]
     selector = ",".join(f"{key}={value}" for key, value in labels.items())
-    pods = cluster.find("v1", "Pod", selector, deployment["metadata"]["namespace"])
+    pods: list[Object] = cluster.find("v1", "Pod", selector, deployment["metadata"]["namespace"])
+    return pods
+
+
+def _why(cluster: Cluster, deployment: Object) -> str:
+    pods = _pods(cluster, deployment)
     problems = [problem.text for pod in pods if not pod["metadata"].get("deletionTimestamp") and (problem := pod_problem(pod))]
     return f"; {problems[-1]}" if problems else ""
 
 
+def _listens_s(pod: Object) -> float:
+    """How long a pod that was told to leave may still get new requests: while its preStop hook sleeps, so that they are not lost."""
+    hooks = [(container.get("lifecycle") or {}).get("preStop") or {} for container in pod["spec"]["containers"]]
+    sleeps = [float(hook["sleep"]["seconds"]) for hook in hooks if hook.get("sleep")]
+    return max(sleeps) + KUBELET_S if sleeps else 0.0
+
+
+def _wait_for_leaving(cluster: Cluster, deployments: list[Object]) -> None:
+    """Wait until no pod that leaves gets new requests. What is open there may take minutes more, and is not waited for."""
+    # Seconds of this machine's clock: the cluster's may differ.
+    until: dict[str, float] = {}
+    while True:
+        now = time.monotonic()
+        leaving = [pod for one in deployments for pod in _pods(cluster, one) if pod["metadata"].get("deletionTimestamp")]
+        if now >= max((until.setdefault(title(pod), now + _listens_s(pod)) for pod in leaving), default=now):
+            return
+        time.sleep(SLEEP_S)
+
+
 def wait(cluster: Cluster, deployments: Iterable[Object], timeout_s: float) -> None:
-    """Wait until only new pods run.
+    """Wait until only new pods run, and new requests reach only these.
 
     :raises RolloutError: time is up. The old pods go on then.
     """
     deadline = time.monotonic() + timeout_s
-    pending: list[Object] = list(deployments)
+    replaced = list(deployments)
+    pending = list(replaced)
     while pending:
         still: list[Any] = []
         for one in pending:
@@ -95,3 +122,5 @@ def wait(cluster: Cluster, deployments: Iterable[Object], timeout_s: float) -> N
         pending = [deployment for deployment, _lack in still]
         if pending:
             time.sleep(SLEEP_S)
+    # A Deployment is complete before its old pods are gone, and what was sent to one of them still comes with the old content.
+    _wait_for_leaving(cluster, replaced)

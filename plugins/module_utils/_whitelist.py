@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.homelab.hearth.plugins.module_utils import _names
 from ansible_collections.homelab.hearth.plugins.module_utils._emails import (
     MalformedListError,
     Mend,
@@ -35,6 +36,12 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import mounts
 
+# The options that say where the list is.
+LIST_SPEC: dict[str, Any] = {
+    "namespace": {"type": "str", "default": _names.ACCESS_NAMESPACE},
+    "name": {"type": "str", "default": _names.WHITELIST},
+    "key": {"type": "str", "default": _names.WHITELIST_KEY, "no_log": False},
+}
 CHANGES: dict[str, Callable[[str, list[str]], str]] = {
     "present": with_present,
     "absent": with_absent,
@@ -84,6 +91,13 @@ def changed_text(params: dict[str, Any], before: str | None, emails: list[str]) 
 def key_of(existing: Object | None, key: str) -> str:
     """Where the list stands that is to be changed: under its key, or aside while the house is locked down."""
     return ASIDE + key if locked_since(existing) else key
+
+
+def people_in(existing: Object | None, key: str) -> tuple[list[str], list[tuple[int, str]]]:
+    """The addresses of the list, wherever it stands, and its other lines: their numbers and what is wrong with them."""
+    text = ((existing or {}).get("data") or {}).get(key_of(existing, key))
+    addresses, problems = readable(text or "")
+    return addresses, problems
 
 
 def list_in(existing: Object | None, params: dict[str, Any]) -> str | None:

@@ -92,6 +92,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     ClusterError,
 )
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import Object, not_ready, pod_problem
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 
 FIELD_MANAGER = "hearth"
 LOG_LINES = 15
@@ -199,8 +200,7 @@ def main() -> None:
         if not module.check_mode:
             wait(module)
     except (ClusterError, WaitError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
     module.exit_json(changed=False, waited_s=round(time.monotonic() - start, 1))
 
 

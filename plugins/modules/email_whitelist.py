@@ -41,18 +41,6 @@ options:
     description: Let O(emails) be empty. A list that is missing is then made without addresses, so that the proxy can start.
     type: bool
     default: false
-  namespace:
-    description: Namespace of the ConfigMap.
-    type: str
-    default: public-ingress
-  name:
-    description: Name of the ConfigMap.
-    type: str
-    default: oauth2-proxy-emails
-  key:
-    description: Key of the list in the ConfigMap.
-    type: str
-    default: restricted_user_access
   create_namespace:
     description: Create the namespace when it is missing and the list is to be written.
     type: bool
@@ -65,6 +53,7 @@ options:
     default: true
 extends_documentation_fragment:
   - homelab.hearth.kubeconfig
+  - homelab.hearth.whitelist
 attributes:
   check_mode:
     support: full
@@ -141,7 +130,8 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils._emails import EmailError, normalise_all
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError, NoClusterError
-from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import WhitelistError, change, changed_text, outcome
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import LIST_SPEC, WhitelistError, change, changed_text, outcome
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -166,9 +156,7 @@ def argument_spec() -> dict[str, Any]:
         "emails": {"type": "list", "elements": "str"},
         "repair": {"type": "bool", "default": False},
         "allow_empty": {"type": "bool", "default": False},
-        "namespace": {"type": "str", "default": "public-ingress"},
-        "name": {"type": "str", "default": "oauth2-proxy-emails"},
-        "key": {"type": "str", "default": "restricted_user_access", "no_log": False},
+        **LIST_SPEC,
         "create_namespace": {"type": "bool", "default": False},
         "refresh_pods": {"type": "bool", "default": True},
         **AUTH_SPEC,
@@ -180,8 +168,7 @@ def main() -> None:
     try:
         module.exit_json(**run(module))
     except (ClusterError, EmailError, WhitelistError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

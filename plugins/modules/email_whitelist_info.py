@@ -14,21 +14,10 @@ description:
   - Reads the list of addresses that the sign-in proxy lets in.
   - A malformed list is no failure here. Its faults are returned by line, beside the addresses on the lines that are
     sound. The proxy may be using an older list then.
-options:
-  namespace:
-    description: Namespace of the ConfigMap.
-    type: str
-    default: public-ingress
-  name:
-    description: Name of the ConfigMap.
-    type: str
-    default: oauth2-proxy-emails
-  key:
-    description: Key of the list in the ConfigMap.
-    type: str
-    default: restricted_user_access
+  - During a lockdown the list is the one that will hold again after it.
 extends_documentation_fragment:
   - homelab.hearth.kubeconfig
+  - homelab.hearth.whitelist
 attributes:
   check_mode:
     support: full
@@ -64,6 +53,10 @@ emails:
   returned: always
   type: list
   elements: str
+locked:
+  description: Whether a lockdown keeps everybody out at the moment, whoever is in the list.
+  returned: always
+  type: bool
 problems:
   description: What is wrong with lines that are neither an address nor a comment.
   returned: always
@@ -87,17 +80,21 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils._emails import readable
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError
+from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked_since
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import LIST_SPEC, key_of
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     cluster = Cluster(module, "hearth-email-whitelist")
     stored = cluster.get("v1", "ConfigMap", params["name"], params["namespace"])
-    text = ((stored or {}).get("data") or {}).get(params["key"])
+    text = ((stored or {}).get("data") or {}).get(key_of(stored, params["key"]))
     emails, problems = readable(text or "")
     return {
         "exists": text is not None,
         "emails": emails,
+        "locked": bool(locked_since(stored)),
         "problems": [{"line": number, "problem": problem} for number, problem in problems],
         "text": text or "",
     }
@@ -106,9 +103,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "namespace": {"type": "str", "default": "public-ingress"},
-            "name": {"type": "str", "default": "oauth2-proxy-emails"},
-            "key": {"type": "str", "default": "restricted_user_access", "no_log": False},
+            **LIST_SPEC,
             **AUTH_SPEC,
         },
         supports_check_mode=True,
@@ -116,8 +111,7 @@ def main() -> None:
     try:
         module.exit_json(changed=False, **run(module))
     except ClusterError as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

@@ -154,6 +154,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._ask import (
     through,
 )
 from ansible_collections.homelab.hearth.plugins.module_utils._kubeconfig import ApiServer, KubeconfigError, read_kubeconfig
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 
 try:
     import yaml
@@ -264,7 +265,7 @@ def main() -> None:
     try:
         module.exit_json(changed=False, **_run(module))
     except (AskError, KubeconfigError) as error:
-        module.fail_json(msg=f"{str(error)[:1].upper()}{str(error)[1:]}.")
+        module.fail_json(msg=f"{sentence(error)}.")
 
 
 if __name__ == "__main__":

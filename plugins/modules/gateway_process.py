@@ -93,6 +93,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 from ansible_collections.homelab.hearth.plugins.module_utils._supervised import (
     DOWN,
     ProcessError,
@@ -166,8 +167,7 @@ def main() -> None:
             module.exit_json(**_started(module, supervisor, directory))
         module.exit_json(**_stopped(module, supervisor))
     except ProcessError as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

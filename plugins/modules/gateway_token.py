@@ -178,6 +178,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.hearth.plugins.module_utils import _names
 from ansible_collections.homelab.hearth.plugins.module_utils._files import bring, secret_file
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     AUTH_SPEC,
@@ -193,6 +194,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import fingerprint, title
 from ansible_collections.homelab.hearth.plugins.module_utils._people import Gateway, PeopleError
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 from ansible_collections.homelab.hearth.plugins.module_utils._token import (
     PREVIOUS,
     Data,
@@ -475,9 +477,9 @@ def argument_spec() -> dict[str, Any]:
         "consumers": {"type": "list", "elements": "str", "default": []},
         "deliver": {"type": "bool", "default": True},
         "write_to": {"type": "path"},
-        "namespace": {"type": "str", "default": "hearth"},
+        "namespace": {"type": "str", "default": _names.GATEWAY_NAMESPACE},
         # Names, no values.
-        "secret": {"type": "str", "default": "gateway-tokens", "no_log": False},
+        "secret": {"type": "str", "default": _names.TOKENS_SECRET, "no_log": False},
         "consumer_key": {"type": "str", "default": "token", "no_log": False},
         "create_namespace": {"type": "bool", "default": False},
         "refresh_pods": {"type": "bool", "default": True},
@@ -491,8 +493,7 @@ def main() -> None:
     try:
         module.exit_json(**run(module))
     except (ClusterError, PeopleError, TokenError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

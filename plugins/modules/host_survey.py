@@ -174,8 +174,10 @@ survey:
       type: dict
     k3s:
       description: >-
-        version, sha256, units, kind (server, agent or empty), active, datastore (sqlite, etcd or empty), kubeconfig, dropins,
-        links (name to absent, ours or foreign), token_matches (true, false or null), download.
+        version, sha256, units, kind (server, agent or empty), active, datastore (sqlite, etcd or empty), joined, token_file
+        and node_password (whether there is one), ca_sha256 (fingerprint of the cluster's authority), config (settings in our
+        config.yaml that decide about the host's place, and those that cannot be changed), kubeconfig, dropins, links (name to
+        absent, ours or foreign), token_matches (true, false or null), download.
       type: dict
     state:
       description: What the host role remembers in /var/lib/hearth/host-state.json, empty when there is none.
@@ -212,7 +214,7 @@ import urllib.request
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.hearth.plugins.module_utils import _host, _k3s
+from ansible_collections.homelab.hearth.plugins.module_utils import _host, _k3s, _topology
 
 K3S = pathlib.Path("/usr/local/bin/k3s")
 STATE = pathlib.Path("/var/lib/hearth/host-state.json")
@@ -492,19 +494,45 @@ def survey_k3s(module: AnsibleModule, digest: Digest | None) -> dict[str, Any]:
     dropins = [str(p) for pattern in ("*.yaml", "*.yml") for p in pathlib.Path("/etc/rancher/k3s/config.yaml.d").glob(pattern)]
     dropins += [str(p) for unit in units for p in pathlib.Path(f"/etc/systemd/system/{unit}.service.d").glob("*.conf")]
     dropins += [p for unit in units or ["k3s"] for p in (f"/etc/default/{unit}", f"/etc/sysconfig/{unit}") if pathlib.Path(p).exists()]
+    kind = "server" if "k3s server" in text else "agent" if "k3s agent" in text else ""
     return {
         "version": version,
         "sha256": digest.result() if digest else "",
         "units": units,
-        "kind": "server" if "k3s server" in text else "agent" if "k3s agent" in text else "",
+        "kind": kind,
         "active": any(s.get("ActiveState") == "active" for s in states.values()),
         "datastore": datastore,
+        # An agent has its certificate from a server; the key alone is there before anybody has answered.
+        "joined": bool(datastore) if kind == "server" else (data / "agent/client-kubelet.crt").exists(),
+        "ca_sha256": authority(data),
+        # By it k3s knows a node again; a host that was set up anew has none.
+        "node_password": pathlib.Path("/etc/rancher/node/password").exists(),
+        "token_file": bool((read("/etc/rancher/k3s/token") or "").strip()),
+        "config": own_config(read("/etc/rancher/k3s/config.yaml") or ""),
         "kubeconfig": pathlib.Path("/etc/rancher/k3s/k3s.yaml").exists(),
         "dropins": sorted(dropins),
         "links": {name: link_state(name) for name in ("kubectl", "crictl", "ctr")},
         "token_matches": token_matches(module.params["token"], data),
         "download": probe_download(module.params["probe"], version),
     }
+
+
+# Settings that decide about the host's place in the cluster, and those that k3s reads once. No secret is among them.
+SHOWN_KEYS = {"server", "cluster-init", *_topology.FIXED_KEYS}
+
+
+def own_config(text: str) -> dict[str, Any]:
+    config: dict[str, Any] = _k3s.read_own_config(text)
+    return {key: value for key, value in config.items() if key in SHOWN_KEYS or key == "token-file"}
+
+
+def authority(data: pathlib.Path) -> str:
+    """sha256 of the cluster's authority: hosts of one cluster trust the same one. It is public; empty where there is none."""
+    for path in (data / "server/tls/server-ca.crt", data / "agent/server-ca.crt"):
+        text = read(path)
+        if text:
+            return hashlib.sha256(text.strip().encode()).hexdigest()
+    return ""
 
 
 def link_state(name: str) -> str:

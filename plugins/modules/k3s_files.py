@@ -40,6 +40,17 @@ options:
     description: Token to use. Empty means the one in use, or, on a new cluster, a random one.
     type: str
     default: ""
+  cluster_token:
+    description:
+      - Token of the cluster that this host is about to join, as one of its servers keeps it, with the fingerprint of the
+        cluster's authority. The host then accepts no other cluster.
+      - O(token) must not contradict it.
+    type: str
+    default: ""
+  joins:
+    description: Whether this host belongs to a cluster that another one began. It is never given a random token.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -71,18 +82,60 @@ import secrets
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils import _files, _k3s
 
+ROTATED = (
+    "k3s_token is not the token this cluster was made with. Keep the old one, or change it on the server with "
+    "`k3s token rotate --new-token …` and set k3s_token to the new one afterwards"
+)
+
 
 class TokenRefused(Exception):
-    """The token cannot be used; the text says why and what to do."""
+    """The token cannot be used; the text says why and what to do. `missing`: there is none."""
+
+    def __init__(self, text: str, missing: bool = False) -> None:
+        super().__init__(text)
+        self.missing = missing
+
+
+def read_file(path: pathlib.Path) -> str:
+    """A token file, empty when it is missing or was cut to nothing by a power failure."""
+    try:
+        return path.read_text()
+    except OSError:
+        return ""
 
 
 def read_secret(path: pathlib.Path) -> str:
-    """Secret part of a token file, empty when the file is missing or was cut to nothing by a power failure."""
-    try:
-        text = path.read_text()
-    except OSError:
-        return ""
-    return str(_k3s.token_secret(text))
+    """Secret part of a token file."""
+    return str(_k3s.token_secret(read_file(path)))
+
+
+def choose_for_joiner(given: str, cluster: str, in_file: str, in_use: str) -> tuple[str, str]:
+    """The same for a host that joined, or joins, a cluster that another one began.
+
+    cluster: token of that cluster in its long form, empty where the host is part of it already. in_file: the whole file.
+    """
+    secret_in_file = str(_k3s.token_secret(in_file))
+    if given and in_use and given != in_use:
+        raise TokenRefused(ROTATED)
+    if cluster:
+        if given and given != _k3s.token_secret(cluster):
+            raise TokenRefused(
+                "the token in the inventory is not that of the cluster this host is to join. Leave k3s_token and k3s_agent_token empty, "
+                "and it is fetched from a server"
+            )
+        return cluster.strip(), "cluster"
+    if given:
+        # The long form, with the fingerprint of the cluster, stays as long as it says the same.
+        return (in_file.strip(), "kept") if given == secret_in_file else (given, "given")
+    if in_use and in_use != secret_in_file:
+        return in_use, "recovered"
+    if secret_in_file:
+        return in_file.strip(), "kept"
+    raise TokenRefused(
+        "the token file of this host is empty, and k3s would begin a cluster of its own without one. Give k3s_token, or take k3s "
+        "off this host (playbooks/reset.yml with --limit) and let it join again",
+        missing=True,
+    )
 
 
 def choose(given: str, in_file: str, in_use: str) -> tuple[str, str]:
@@ -95,10 +148,7 @@ def choose(given: str, in_file: str, in_use: str) -> tuple[str, str]:
         if problem:
             raise TokenRefused(f"k3s_token {problem}")
         if in_use and given != in_use:
-            raise TokenRefused(
-                "k3s_token is not the token this cluster was made with. Keep the old one, or change it on the server with "
-                "`k3s token rotate --new-token …` and set k3s_token to the new one afterwards"
-            )
+            raise TokenRefused(ROTATED)
         return given, "given"
     if in_use:
         # The file was lost or changed: k3s would refuse its own data with any other token.
@@ -114,16 +164,24 @@ def main() -> None:
             "token_path": {"type": "path", "default": "/etc/rancher/k3s/token", "no_log": False},
             "data_dir": {"type": "path", "default": "/var/lib/rancher/k3s"},
             "token": {"type": "str", "default": "", "no_log": True},
+            "cluster_token": {"type": "str", "default": "", "no_log": True},
+            "joins": {"type": "bool", "default": False},
             "files": _files.FILES_SPEC,
         },
         supports_check_mode=True,
     )
-    path = module.params["token_path"]
+    path, given = module.params["token_path"], module.params["token"]
     in_use = read_secret(pathlib.Path(module.params["data_dir"]) / "server" / "token")
     try:
-        token, origin = choose(module.params["token"], read_secret(pathlib.Path(path)), in_use)
+        if module.params["joins"]:
+            token, origin = choose_for_joiner(given, module.params["cluster_token"], read_file(pathlib.Path(path)), in_use)
+        else:
+            token, origin = choose(given, read_secret(pathlib.Path(path)), in_use)
     except TokenRefused as error:
-        module.fail_json(msg=str(error))
+        # In check mode the cluster may not be there yet, from which the token would come.
+        if not (module.check_mode and error.missing):
+            module.fail_json(msg=str(error))
+        token, origin = "of the cluster", "cluster"
     wanted = [_files.secret_file(path, token + "\n"), *[_files.HostFile(want) for want in module.params["files"]]]
     done, diffs = _files.bring(module, wanted)
     module.exit_json(changed=bool(done), changed_paths=done, token_origin=origin, diff=diffs)

@@ -39,12 +39,26 @@ options:
     description: Whether this run changed one of them (in check mode they are not written, so their times do not tell).
     type: bool
     default: false
+  wait:
+    description:
+      - Whether to wait at all. Servers whose etcd has lost its majority are all started without waiting, because each of them
+        waits for the others.
+    type: bool
+    default: true
   wait_for:
-    description: What to wait for once the unit is active.
+    description: What to wait for once the unit is active. V(etcd) means that this host is a voting member of it.
     type: list
     elements: str
-    choices: [api, node, coredns]
+    choices: [api, node, etcd, coredns]
     default: [api, node, coredns]
+  kubeconfig:
+    description: Credentials for the API. Empty means those that a server has; an agent has its kubelet's.
+    type: path
+  majority:
+    description:
+      - Before a healthy server of several is restarted, wait until etcd has a majority without it, and fail when time is up.
+    type: bool
+    default: false
   node_name:
     description: Name of this host's node.
     type: str
@@ -72,6 +86,12 @@ action:
   returned: success
   type: str
   sample: restarted
+node:
+  description: >-
+    The Node of this host, as far as the role looks after it: labels, our annotations, taints, and whether it is closed to new pods.
+    Empty when it has not registered.
+  returned: success
+  type: dict
 kubeconfig_sha256:
   description: Fingerprint of the kubeconfig that k3s wrote on this host, empty when there is none.
   returned: success
@@ -99,11 +119,15 @@ import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
+from ansible_collections.homelab.hearth.plugins.module_utils import _conditions, _k3s
+from ansible_collections.homelab.hearth.plugins.module_utils._kubectl import K3S
 
-K3S = "/usr/local/bin/k3s"
 KUBECONFIG = pathlib.Path("/etc/rancher/k3s/k3s.yaml")
 PROPERTIES = "LoadState,ActiveState,SubState,MainPID,UnitFileState,NeedDaemonReload,NRestarts,InvocationID"
+# A kubelet registers its node when it starts, and never again. After a restore from an older snapshot, or when somebody deleted
+# the node, it runs on without one until it is restarted.
+NOT_REGISTERED = "the node has not registered"
+REGISTERS_WITHIN_S = 20
 # A unit that fails and is restarted this often will not come up by waiting longer.
 GIVE_UP_RESTARTS = 3
 
@@ -127,15 +151,53 @@ def is_stale(changed_at: list[float], started_at: float) -> bool:
 def node_problem(node: dict[str, Any] | None, version: str) -> str:
     """Why a Node is not what we wait for, empty when it is: Ready, and running the wanted version."""
     if node is None:
-        return "the node has not registered"
-    conditions = {c["type"]: c for c in node.get("status", {}).get("conditions", [])}
-    ready = conditions.get("Ready", {})
-    if ready.get("status") != "True":
-        return f"the node is not Ready ({ready.get('message') or 'no report yet'})"
+        return NOT_REGISTERED
+    if not _conditions.is_ready(node):
+        return f"the node is not Ready ({_conditions.condition(node, 'Ready').get('message') or 'no report yet'})"
     running = node["status"].get("nodeInfo", {}).get("kubeletVersion", "")
     if version and running != version:
         return f"the node still reports {running}, not {version}"
     return ""
+
+
+def healthy_member(node: dict[str, Any]) -> bool:
+    """Whether a server's Node is Ready and a voting member of etcd."""
+    return bool(_conditions.is_ready(node) and _conditions.condition(node, "EtcdIsVoter").get("status") == "True")
+
+
+def majority_problem(nodes: list[dict[str, Any]], name: str) -> str:
+    """Why this server may not be restarted now, empty when it may: the others must be a majority without it."""
+    healthy = {node["metadata"]["name"]: healthy_member(node) for node in nodes}
+    if len(healthy) < 2 or not healthy.get(name):
+        return ""  # alone, or already no help to the others
+    others = sum(good for other, good in healthy.items() if other != name)
+    if others > len(healthy) // 2:
+        return ""
+    sick = ", ".join(other for other, good in healthy.items() if other != name and not good) or "none"
+    return (
+        f"restarting k3s on {name} would leave {others} of {len(healthy)} etcd members, which is no majority (not healthy: {sick}). "
+        "Bring those back first"
+    )
+
+
+def voter_problem(node: dict[str, Any] | None) -> str:
+    """Why this host is no voting member of etcd, empty when it is."""
+    voter = _conditions.condition(node, "EtcdIsVoter")
+    if voter.get("status") == "True":
+        return ""
+    return f"this server is not a voting member of etcd yet ({voter.get('message') or 'no report'})"
+
+
+def shown(node: dict[str, Any] | None) -> dict[str, Any]:
+    """What the role looks after on a Node."""
+    if not node:
+        return {}
+    meta, spec = node.get("metadata", {}), node.get("spec", {})
+    ours = {name: text for name, text in (meta.get("annotations") or {}).items() if name.startswith("hearth.homelab/")}
+    return {
+        "metadata": {"name": meta.get("name"), "labels": meta.get("labels") or {}, "annotations": ours},
+        "spec": {"taints": spec.get("taints") or [], "unschedulable": bool(spec.get("unschedulable"))},
+    }
 
 
 def coredns_problem(deployment: dict[str, Any] | None) -> str:
@@ -156,6 +218,9 @@ class Service:
     def __init__(self, module: AnsibleModule) -> None:
         self.module = module
         self.unit = module.params["unit"]
+        self.node: dict[str, Any] | None = None
+        self.nudged = False
+        self.node_path = f"/api/v1/nodes/{module.params['node_name']}"
 
     def systemctl(self, *words: str) -> str:
         code, output, error = self.module.run_command(["systemctl", *words])
@@ -174,8 +239,10 @@ class Service:
         return [_k3s.redact(line) for line in output.splitlines()[-2000:]]
 
     def get(self, path: str) -> tuple[int, str]:
-        """GET of the API as k3s's administrator. Raw: a plain `kubectl get` would leave a cache in root's home."""
-        code, output, error = self.module.run_command([K3S, "kubectl", "--request-timeout=10s", "get", "--raw", path])
+        """GET of the API as k3s's administrator, or as the node itself. Raw: a plain `kubectl get` would leave a cache in root's home."""
+        given = self.module.params["kubeconfig"]
+        credentials = [f"--kubeconfig={given}"] if given else []
+        code, output, error = self.module.run_command([K3S, "kubectl", *credentials, "--request-timeout=10s", "get", "--raw", path])
         return code, output if code == 0 else error
 
     def get_object(self, path: str) -> dict[str, Any] | None:
@@ -195,6 +262,19 @@ class Service:
         times = [p.stat().st_ctime for p in map(pathlib.Path, self.module.params["inputs"]) if p.exists()]
         return is_stale(times, started)
 
+    def may_restart(self) -> str:
+        """Why the other servers would lose their majority; empty when they would not, or when they have none to lose."""
+        path = "/api/v1/nodes?labelSelector=node-role.kubernetes.io%2Fetcd%3Dtrue"
+        deadline = time.monotonic() + self.module.params["timeout_s"]
+        while True:
+            listed = self.get_object(path)
+            if listed is None:
+                return ""  # the API does not answer: there is nothing left to protect
+            problem = majority_problem(listed["items"], self.module.params["node_name"])
+            if not problem or time.monotonic() > deadline:
+                return problem
+            time.sleep(1)
+
     def waiting_for(self) -> str:
         """What is not ready yet, in words; empty when all is."""
         wanted = self.module.params["wait_for"]
@@ -202,9 +282,14 @@ class Service:
             code, text = self.get("/readyz")
             if code != 0 or text.strip() != "ok":
                 return "the API is not ready"
+        if "node" in wanted or "etcd" in wanted:
+            self.node = self.get_object(self.node_path)
         if "node" in wanted:
-            node = self.get_object(f"/api/v1/nodes/{self.module.params['node_name']}")
-            problem = node_problem(node, self.module.params["version"])
+            problem = node_problem(self.node, self.module.params["version"])
+            if problem:
+                return problem
+        if "etcd" in wanted:
+            problem = voter_problem(self.node)
             if problem:
                 return problem
         if "coredns" in wanted:
@@ -219,12 +304,14 @@ def decide(state: dict[str, str], stale: bool, changed: bool) -> str:
     return "started"
 
 
-def wait(service: Service, began: float, old_invocation: str) -> str:
+def wait(service: Service, began: float, old_invocation: str, ran_already: bool) -> str:
     """Wait until everything is ready. Returns what was missing at the deadline, empty when all is there.
 
+    ran_already: it was neither started nor restarted, so it has had its time to register.
     old_invocation: id of the run that was told to end. Until systemd has another one, "active" is still that run.
     """
     first_restarts: int | None = None
+    nudged = not ran_already
     deadline = time.monotonic() + service.module.params["timeout_s"]
     while True:
         state = service.show()
@@ -238,6 +325,10 @@ def wait(service: Service, began: float, old_invocation: str) -> str:
             missing = service.waiting_for()
             if not missing:
                 return ""
+            if missing == NOT_REGISTERED and not nudged and time.time() > began + REGISTERS_WITHIN_S:
+                nudged, old_invocation, first_restarts = True, state.get("InvocationID", ""), None
+                service.systemctl("restart", "--no-block", service.unit)
+                service.nudged = True
         else:
             missing = f"the unit is {active} ({state.get('SubState')})"
         if active == "failed" or restarts >= GIVE_UP_RESTARTS:
@@ -256,9 +347,12 @@ def main() -> None:
             "wait_for": {
                 "type": "list",
                 "elements": "str",
-                "choices": ["api", "node", "coredns"],
+                "choices": ["api", "node", "etcd", "coredns"],
                 "default": ["api", "node", "coredns"],
             },
+            "wait": {"type": "bool", "default": True},
+            "kubeconfig": {"type": "path"},
+            "majority": {"type": "bool", "default": False},
             "node_name": {"type": "str", "required": True},
             "version": {"type": "str", "default": ""},
             "timeout_s": {"type": "int", "default": 300},
@@ -271,8 +365,14 @@ def main() -> None:
     action = decide(state, stale, module.params["changed"])
     enable = state.get("UnitFileState") != "enabled"
     began = time.time()
+    changed = bool(action) or enable
     if module.check_mode:
-        module.exit_json(changed=bool(action) or enable, action=action, waited_s=0.0, kubeconfig_sha256=kubeconfig_sha256())
+        node = service.get_object(service.node_path) if state.get("ActiveState") == "active" else None
+        module.exit_json(changed=changed, action=action, waited_s=0.0, kubeconfig_sha256=kubeconfig_sha256(), node=shown(node))
+    if action == "restarted" and module.params["majority"]:
+        refused = service.may_restart()
+        if refused:
+            module.fail_json(msg=f"{refused}. Nothing was restarted.", cause=refused, log=[])
     if state.get("NeedDaemonReload") == "yes" or state.get("LoadState") != "loaded" or module.params["changed"]:
         service.systemctl("daemon-reload")
     if enable:
@@ -282,15 +382,20 @@ def main() -> None:
         if state.get("ActiveState") == "failed":
             service.systemctl("reset-failed", service.unit)
         service.systemctl("restart" if action == "restarted" else "start", "--no-block", service.unit)
-    missing = wait(service, began, state.get("InvocationID", "") if action == "restarted" else "")
+    if not module.params["wait"]:
+        module.exit_json(changed=changed, action=action, waited_s=0.0, kubeconfig_sha256="", node={})
+    missing = wait(service, began, state.get("InvocationID", "") if action == "restarted" else "", not action)
     if missing:
         lines = service.log(began - 1 if action else began - 600)
         cause = _k3s.named_cause(lines)
         said = f"k3s is not ready: {missing}." + (f" Cause: {cause}." if cause else "")
         words = _k3s.last_words(lines)
         module.fail_json(msg="\n".join([said, "From its log:", *[f"  {line}" for line in words]]), cause=cause, log=words)
+    if service.nudged:
+        changed, action = True, "restarted"
     waited_s = round(time.time() - began, 1)
-    module.exit_json(changed=bool(action) or enable, action=action, waited_s=waited_s, kubeconfig_sha256=kubeconfig_sha256())
+    node = shown(service.node or service.get_object(service.node_path))
+    module.exit_json(changed=changed, action=action, waited_s=waited_s, kubeconfig_sha256=kubeconfig_sha256(), node=node)
 
 
 if __name__ == "__main__":

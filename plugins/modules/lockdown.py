@@ -86,6 +86,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, lifted, locked, locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import title
 from ansible_collections.homelab.hearth.plugins.module_utils._people import Gateway, PeopleError
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 from ansible_collections.homelab.hearth.plugins.module_utils._token import PREVIOUS
 from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import WhitelistError, wait_until_read
 
@@ -189,8 +190,7 @@ def main() -> None:
     try:
         module.exit_json(**Run(module, Cluster(module, "hearth-lockdown")).run())
     except (ClusterError, PeopleError, WhitelistError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

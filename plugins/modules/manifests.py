@@ -193,6 +193,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
     redacted,
     title,
 )
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 from ansible_collections.homelab.hearth.plugins.module_utils._token import PREVIOUS
 
 try:
@@ -528,8 +529,7 @@ def main() -> None:
     try:
         module.exit_json(**run(module))
     except (ClusterError, DefinitionError, ManifestsError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

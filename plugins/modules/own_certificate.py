@@ -96,6 +96,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     ClusterError,
     NoClusterError,
 )
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 
 FIELD_MANAGER = "hearth-own-certificate"
 # No component label: no role renders these Secrets, so none may prune them.
@@ -244,8 +245,7 @@ def main() -> None:
     try:
         module.exit_json(**run(module))
     except (ClusterError, OwnCertificateError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

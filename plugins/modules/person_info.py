@@ -83,11 +83,11 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils import _names
-from ansible_collections.homelab.hearth.plugins.module_utils._emails import readable
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._people import Gateway, PeopleError, Person
-from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import key_of
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import people_in
 
 
 def together(listed: list[str], known: dict[str, Person]) -> list[Person]:
@@ -124,7 +124,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             f"there is no list of people (ConfigMap {_names.ACCESS_NAMESPACE}/{_names.WHITELIST}), so nobody can sign in yet: "
             "set oauth2_proxy_chat_host and run site.yml first"
         )
-    listed, problems = readable((stored.get("data") or {}).get(key_of(stored, _names.WHITELIST_KEY)) or "")
+    listed, problems = people_in(stored, _names.WHITELIST_KEY)
     people = together(listed, Gateway(cluster).people())
     return {
         "people": people,
@@ -139,8 +139,7 @@ def main() -> None:
     try:
         module.exit_json(changed=False, **run(module))
     except (ClusterError, PeopleError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

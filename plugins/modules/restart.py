@@ -13,7 +13,7 @@ version_added: 0.2.0
 description:
   - Finds the Deployments whose pods get one of the Secrets, as files or as environment, and replaces the pods that were made
     with another content of it, by an annotation of the pod template. New pods start beside the old ones, as the Deployment says.
-  - Ends when only new pods run. Called again, it changes nothing.
+  - Ends when only new pods run and new requests reach only these. Called again, it changes nothing.
 options:
   secrets:
     description: Names of Secrets.
@@ -70,6 +70,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import title
 from ansible_collections.homelab.hearth.plugins.module_utils._rollout import RolloutError, restart, wait
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
@@ -99,8 +100,7 @@ def main() -> None:
     try:
         module.exit_json(**run(module))
     except (ClusterError, RolloutError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

@@ -62,12 +62,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils import _names
-from ansible_collections.homelab.hearth.plugins.module_utils._emails import EmailError, normalise_all, readable
+from ansible_collections.homelab.hearth.plugins.module_utils._emails import EmailError, normalise_all
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError, until_undisturbed
 from ansible_collections.homelab.hearth.plugins.module_utils._people import NOTICED_S, Gateway, PeopleError
 from ansible_collections.homelab.hearth.plugins.module_utils._rollout import RolloutError, readers, restart, wait
+from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 from ansible_collections.homelab.hearth.plugins.module_utils._token import encode, generate
-from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import key_of
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import people_in
 
 
 def require_known(cluster: Cluster, gateway: Gateway, emails: list[str]) -> None:
@@ -75,8 +76,8 @@ def require_known(cluster: Cluster, gateway: Gateway, emails: list[str]) -> None
 
     :raises PeopleError: names it.
     """
-    stored = cluster.get("v1", "ConfigMap", _names.WHITELIST, _names.ACCESS_NAMESPACE) or {}
-    listed, _problems = readable((stored.get("data") or {}).get(key_of(stored, _names.WHITELIST_KEY)) or "")
+    stored = cluster.get("v1", "ConfigMap", _names.WHITELIST, _names.ACCESS_NAMESPACE)
+    listed, _problems = people_in(stored, _names.WHITELIST_KEY)
     known = gateway.people()
     strangers = [email for email in emails if email not in listed and email not in known]
     if strangers:
@@ -135,8 +136,7 @@ def main() -> None:
     try:
         module.exit_json(**run(module))
     except (ClusterError, EmailError, PeopleError, RolloutError) as error:
-        text = str(error)
-        module.fail_json(msg=text[:1].upper() + text[1:])
+        module.fail_json(msg=sentence(error))
 
 
 if __name__ == "__main__":

@@ -209,7 +209,7 @@ def test_screens(browser: Browser, demo: str, size: tuple[int, int], scheme: str
     assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
     assert page.evaluate("scroller.scrollWidth - scroller.clientWidth") == 0, "the conversation scrolls sideways"
     small = page.evaluate(
-        """() => [...document.querySelectorAll('header button, .composer button.send, select')]
+        """() => [...document.querySelectorAll('header button:not([hidden]), .composer button.send, select')]
            .filter(it => it.offsetWidth < 40 || it.offsetHeight < 40).map(it => it.id)"""
     )
     assert small == [], f"too small for a thumb: {small}"
@@ -315,13 +315,34 @@ def test_behind_the_sign_in_proxy_no_token_is_needed(browser: Browser, configure
     page.click("#privacy-open")
     expect(page.locator("#who")).to_have_text("You are signed in as ann@example.org.")
     page.keyboard.press("Escape")
-    # The sign-in ends: the page offers to sign in again, and keeps what was written.
+    # The gateway itself knows nobody by the proxy's credential (lockdown): no token is asked for, and nothing lost.
     tab.context.set_extra_http_headers({})
     ask(page, "Still there?")
-    expect(page.get_by_role("button", name="Sign in again")).to_be_visible()
+    expect(page.locator(".problem")).to_contain_text("The server lets nobody in just now.")
+    expect(page.locator(".from-person .body").last).to_have_text("Still there?")
     expect(page.locator("#ask-token")).to_be_hidden()
     assert PROXY not in page.content()
     tab.context.close()
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "body"),
+    [
+        (401, {"content-type": "application/json"}, "{}"),
+        (403, {"content-type": "text/html"}, "<h1>This account may not come in</h1>"),
+        (302, {"location": "https://accounts.elsewhere.test/authorize"}, ""),
+    ],
+    ids=["401", "403", "redirect"],
+)
+def test_whatever_a_sign_in_proxy_says_the_draft_stays(tab: Tab, demo: str, status: int, headers: dict[str, str], body: str) -> None:
+    """And no answer is followed to another host: `tab` would tell."""
+    page = tab.page
+    open_page(page, demo)
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=status, headers=headers, body=body))
+    ask(page, "my precious question")
+    expect(page.locator("#ended")).to_be_visible()
+    expect(page.locator("#draft")).to_have_value("my precious question")
+    expect(page.locator(".message")).to_have_count(0)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import testinfra
+
+# PostgreSQL as in the gateway's tests, by its plain name as there.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "gateway"))
 
 from tests.cluster.support import Bed
 

@@ -4,9 +4,11 @@ Standard library only. Standard input is one JSON object:
 
     {"address": "10.43.0.7:8080", "headers": {…}, "streams": 30, "model": "slow", "words": 900, "quick_model": "sonnet"}
 
+With `"again_until": "/run/file"` whoever has an answer asks again until that file is there; `streams` then has an entry an answer.
+
 Prints `open` in a line of its own once every stream has said its first words, and when all have ended one JSON object:
 
-    {"streams": [{"error", "words", "done", "ended_at"}], "probes": {"fresh": …, "kept": …, "chat": …, "kept-chat": …}}
+    {"streams": [{"error", "words", "done", "begun_at", "ended_at"}], "probes": {"fresh": …, "kept": …, "chat": …, "kept-chat": …}}
 
 where a probe is {"sent", "slowest_ms", "failures": [what went wrong]}. Times are seconds of the epoch.
 """
@@ -18,6 +20,7 @@ import json
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 JOB: dict[str, Any] = {}
@@ -29,20 +32,26 @@ def connection() -> http.client.HTTPConnection:
 
 
 class Stream(threading.Thread):
-    """One long answer, read to its end."""
+    """Long answers, one after another, each read to its end."""
 
     def __init__(self) -> None:
         super().__init__()
         self.begun = threading.Event()
-        self.result: dict[str, Any] = {"error": "", "words": 0, "done": False, "ended_at": 0.0}
+        self.results: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        try:
-            self._read()
-        except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
-            self.result["error"] = f"{type(error).__name__}: {error}"
-        self.result["ended_at"] = time.time()
-        self.begun.set()
+        again_until = JOB.get("again_until")
+        while not self.results or (again_until and not Path(again_until).exists()):
+            self.result: dict[str, Any] = {"error": "", "words": 0, "done": False, "begun_at": time.time(), "ended_at": 0.0}
+            self.results.append(self.result)
+            try:
+                self._read()
+            except (OSError, http.client.HTTPException, ValueError, KeyError) as error:
+                self.result["error"] = f"{type(error).__name__}: {error}"
+            self.result["ended_at"] = time.time()
+            self.begun.set()
+            if self.result["error"]:
+                time.sleep(1)
 
     def _read(self) -> None:
         text = " ".join(f"word{number}" for number in range(JOB["words"]))
@@ -122,7 +131,8 @@ def main() -> int:
     for probe in probes.values():
         probe.stop.set()
         probe.join()
-    print(json.dumps({"streams": [s.result for s in streams], "probes": {name: p.result for name, p in probes.items()}}), flush=True)
+    ended = [result for stream in streams for result in stream.results]
+    print(json.dumps({"streams": ended, "probes": {name: probe.result for name, probe in probes.items()}}), flush=True)
     return 0
 
 

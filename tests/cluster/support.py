@@ -6,7 +6,9 @@ import json
 import os
 import re
 import shlex
+import socket
 import subprocess
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +25,11 @@ REPORTS = Path(os.environ.get("HEARTH_REPORTS") or ROOT / "build" / "reports")
 
 @dataclass
 class Run:
-    """One finished ansible-playbook run: exit code, output, and the counts of its recap by host."""
+    """One finished ansible-playbook run: exit code, output, wall time, and the counts of its recap by host."""
 
     rc: int
     output: str
+    took_s: float = 0
 
     @cached_property
     def recap(self) -> dict[str, dict[str, int]]:
@@ -68,6 +71,17 @@ class Bed:
         loaded: dict[str, Any] = json.loads(self.ssh(f"python3 - {what}", host, stdin=OBSERVE.read_text()))
         return loaded
 
+    @property
+    def described(self) -> dict[str, Any]:
+        """Hosts, services and versions, as `bed up` wrote them down."""
+        return dict(json.loads((self.state / "env.json").read_text()))
+
+    def address_of_this_machine(self) -> str:
+        """As the hosts of the bed see it."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect((self.described["hosts"]["h1"]["address"], 9))
+            return str(probe.getsockname()[0])
+
     def variables(self) -> dict[str, Any]:
         inventory = yaml.safe_load(self.inventory.read_text())
         return dict(inventory["all"]["children"]["k3s_cluster"]["vars"])
@@ -99,8 +113,9 @@ def play(playbook: str, inventory: Path | str, *extra: str, env: dict[str, str] 
     for name in [n for n in environment if n.startswith(("MOLECULE_", "ANSIBLE_")) and n not in
                  {"ANSIBLE_CONFIG", "ANSIBLE_NOCOLOR", "ANSIBLE_FORCE_COLOR"}]:
         del environment[name]
+    began = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=timeout_s)
-    return Run(done.returncode, done.stdout + done.stderr)
+    return Run(done.returncode, done.stdout + done.stderr, time.monotonic() - began)
 
 
 def collect(bed: Bed, label: str) -> None:

@@ -6,6 +6,7 @@ What they read is what the roles render for a cluster; only paths, addresses and
 
 from __future__ import annotations
 
+import datetime
 import functools
 import itertools
 import os
@@ -17,11 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from browser import Address, Browser, Reply
+
+from plugins.module_utils import _certificates
 
 ROOT = Path(__file__).resolve().parents[2]
 STANDIN = ROOT / "tests" / "standins" / "oauth2-proxy"
@@ -252,6 +256,25 @@ class Proxy:
             self.process.wait()
 
 
+@dataclass(frozen=True)
+class Certificate:
+    """Files of a certificate for every host of the house, by an authority of its own: what the role `traefik` makes for a LAN."""
+
+    authority: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> Certificate:
+        now = datetime.datetime.now(datetime.UTC)
+        authority = _certificates.new_authority(now, "Hearth of the tests")
+        pair = _certificates.new_certificate(authority, [f"*.{DOMAIN}"], now)
+        made = cls(directory / "authority.pem", directory / "certificate.pem", directory / "key.pem")
+        for path, text in ((made.authority, authority.certificate), (made.certificate, pair.certificate), (made.key, pair.key)):
+            path.write_text(text)
+        return made
+
+
 def localised(target: Path, files: Mapping[str, str], replaced: Mapping[str, str]) -> None:
     """Write the files with the replacements made; one that finds nothing is a mistake in the test."""
     joined = "\0".join(files.values())
@@ -259,7 +282,10 @@ def localised(target: Path, files: Mapping[str, str], replaced: Mapping[str, str
         assert old in joined, f"{old!r} stands in none of the rendered files"
         joined = joined.replace(old, new)
     for name, text in zip(files, joined.split("\0"), strict=True):
-        (target / name).write_text(text)
+        # In one step: a Traefik that follows the file would read half of one, and know no route for a moment.
+        beside = target.with_name(f"{target.name}.{name}")
+        beside.write_text(text)
+        beside.replace(target / name)
 
 
 def choose(browser: Browser, provider: str, person: str, **faults: str) -> None:

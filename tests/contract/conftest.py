@@ -13,7 +13,7 @@ import pytest
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "gateway"), str(HERE.parents[1] / "files" / "gateway" / "src")]
 
-from chain import ANN, BOB, VARIABLES, Provider, Proxy, Traefik, Whitelist, render  # noqa: E402
+from chain import ANN, BOB, VARIABLES, Certificate, Provider, Proxy, Traefik, Whitelist, render  # noqa: E402
 from gateway_support import own, vendor  # noqa: E402
 from upstream import Upstream  # noqa: E402
 
@@ -21,9 +21,15 @@ __all__ = ["own", "vendor"]
 
 
 @pytest.fixture(scope="session")
-def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Certificate:
+    return Certificate.make(tmp_path_factory.mktemp("certificate"))
+
+
+@pytest.fixture(scope="session")
+def files(tmp_path_factory: pytest.TempPathFactory, certificate: Certificate) -> dict[str, dict[str, str]]:
     """What the roles write, `localised` later by each process for itself."""
-    return render(tmp_path_factory.mktemp("rendered"), VARIABLES)
+    served = {"traefik_files_certificate": str(certificate.certificate), "traefik_files_private_key": str(certificate.key)}
+    return render(tmp_path_factory.mktemp("rendered"), VARIABLES | served)
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,7 @@ import pytest
 from browser import Browser
 from chain import ANN, APP, APPS_COOKIE, AUTH, BOB, CHAT_COOKIE, CHAT_URL, DOMAIN, EVE, HOSTS, choose, sign_in, wait_for
 from conftest import House, MakeProxy
-from identity import arrived, cases, dashed, odd
-from test_headers import EVIL
+from identity import EVIL, arrived, cases, dashed, odd
 
 APP_URL, AUTH_URL, PHOTOS_URL = f"https://{APP}", f"https://{AUTH}", f"https://{HOSTS['photos']}"
 TOLD = ["X-Auth-Request-Email", "X-Auth-Request-User", "X-Auth-Request-Groups", "X-Auth-Request-Preferred-Username"]

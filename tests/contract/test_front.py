@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import http.client
 import json
 import threading
 import time
@@ -13,9 +11,9 @@ import pytest
 from browser import Address, Browser
 from chain import ANN, APP, AUTH, CHAT, CHAT_URL, HOSTS, NAMES, Traefik
 from conftest import House, MakeProxy, targets
-from identity import PROTECTED, arrived, credential, dashed, odd
-from test_headers import AS_EVE, EVIL, STEERING
-from test_streams import CHUNKS, MIB, UPGRADE, check_delays, delays
+from identity import AS_EVE, EVIL, PROTECTED, arrived, credential, dashed, odd
+from test_headers import STEERING
+from test_streams import CHUNKS, UPGRADE, check_broken_stream, check_delays, check_large_body, check_leaving, delays
 from upstream import Upstream
 
 
@@ -84,30 +82,15 @@ def test_c21_each_chunk_arrives_when_it_is_made(ann: Browser) -> None:
 
 
 def test_c23_a_client_that_leaves_is_noticed(ann: Browser, upstream: Upstream) -> None:
-    before = len(upstream.left)
-    connection, response = ann.open(f"{CHAT_URL}/stream?chunks=1000&every_s=0.05")
-    response.readline()
-    gone = time.time()
-    response.close()
-    connection.close()
-    deadline = time.monotonic() + 5
-    while len(upstream.left) == before and time.monotonic() < deadline:
-        time.sleep(0.01)
-    assert upstream.left[before:], "the upstream never saw it"
-    assert upstream.left[-1] - gone <= 1
+    check_leaving(ann, upstream)
 
 
 def test_c24_a_broken_stream_is_no_finished_one(ann: Browser) -> None:
-    connection, response = ann.open(f"{CHAT_URL}/die?chunks=5&every_s=0.02")
-    with pytest.raises((http.client.IncompleteRead, ConnectionError)):
-        response.read()
-    connection.close()
+    check_broken_stream(ann)
 
 
 def test_c25_a_large_body_passes(ann: Browser) -> None:
-    body = bytes(range(256)) * (32 * MIB // 256)
-    seen = ann.send(f"{CHAT_URL}/upload", method="POST", body=body).json()
-    assert (seen["size"], seen["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
+    check_large_body(ann)
 
 
 def test_c25_websockets(house: House, ann: Browser) -> None:

@@ -7,10 +7,7 @@ from urllib.parse import parse_qs, urlsplit
 import pytest
 from browser import Browser
 from chain import ANN, BOB, CHAT, CHAT_COOKIE, CHAT_URL, NAMES, Proxy
-from identity import PROTECTED, arrived, credential, dashed, odd
-
-EVIL = "eve@home.test"
-AS_EVE = credential(EVIL, "guessed-token-0123456789")
+from identity import AS_EVE, EVIL, PROTECTED, arrived, credential, dashed, odd
 
 
 @pytest.fixture(scope="module")

@@ -5,58 +5,21 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-from browser import Address, Browser
-from chain import ANN, APP, BOB, CHAT_URL, TOKEN, Proxy, Traefik, Whitelist
-from conftest import UNBOUNDED, maker, targets
-from gateway_support import Gateway, Mock, wait_for
-from identity import PROTECTED, cases, credential, dashed, odd
-from test_headers import AS_EVE, EVIL
+from chain import ANN, APP, CHAT_URL, TOKEN
+from conftest import targets
+from gateway_support import Mock, wait_for
+from hops import PROGRAM, Hops
+from identity import AS_EVE, EVIL, PROTECTED, cases, credential, dashed, doubled, forged, odd, who
 from upstream import Upstream
 
 NEXT = "next-proxy-token-0123456789"
-PROGRAM = "program-token-0123456789abcdef"
 QUESTION = b'{"model": "x-normal", "stream": true, "messages": [{"role": "user", "content": "hello"}]}'
 JSON = (("Content-Type", "application/json"),)
 REFUSED_S = 5
 # Longer than Traefik's pause between two changes of its configuration, and than the files provider's.
 FOLLOWED_S = 3
-
-
-class Hops:
-    """Traefik, one chat instance and the real gateway."""
-
-    def __init__(self, base: Path, files: dict[str, dict[str, str]], upstream: Upstream, provider: str, vendor: Mock) -> None:
-        (base / "gateway").mkdir()
-        self.provider = provider
-        self.gateway = Gateway(base / "gateway", vendor.url, tokens={"proxy": ["proxy"], "end_users": ["house"]})
-        for name, token in (("proxy", TOKEN), ("house", PROGRAM)):
-            (self.gateway.tokens / name).write_text(token)
-        self.wait_for_tokens(3)
-        self.people = Whitelist(base / "whitelist", ANN, BOB)
-        self.made: list[Proxy] = []
-        self._make = maker(base, files, upstream, provider, self.made)
-        self.chat, self.apps = self.replica(TOKEN), self._make("apps", people=self.people)
-        self.traefik = Traefik(base / "front", files["front"], targets(self.chat.url, self.apps.url, upstream.url), UNBOUNDED)
-
-    def replica(self, token: str) -> Proxy:
-        return self._make("chat", upstream=self.gateway.url, people=self.people, token=token)
-
-    def wait_for_tokens(self, count: int) -> None:
-        wait_for(lambda: self.gateway.metric("hearth_valid_tokens") == count, "the tokens to be read")
-
-    def direct(self) -> Browser:
-        """At the gateway itself, as a pod that a NetworkPolicy should have stopped and nobody did."""
-        host, port = self.gateway.address
-        return Browser({"gateway": Address(host, port)})
-
-    def stop(self) -> None:
-        self.traefik.stop()
-        for proxy in self.made:
-            proxy.stop()
-        self.gateway.stop()
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +29,6 @@ def hops(
     made = Hops(tmp_path_factory.mktemp("hops"), files, upstream, provider, vendor)
     yield made
     made.stop()
-
-
-def who(browser: Browser, *headers: tuple[str, str], url: str = f"{CHAT_URL}/api/me") -> str:
-    """Whom the gateway takes the caller for; the status when it answers for nobody."""
-    reply = browser.send(url, *headers)
-    return str(reply.json()["email"]) if reply.status == 200 else str(reply.status)
 
 
 def test_the_gateway_knows_the_person(hops: Hops) -> None:
@@ -120,42 +77,13 @@ def test_c12b_people_see_no_metrics(hops: Hops) -> None:
         assert ann.send(f"{CHAT_URL}{path}").status == 404, path
 
 
-FORGED: dict[str, list[tuple[str, str]]] = {
-    "nothing": [],
-    "address without a token": [("X-Forwarded-Email", ANN)],
-    "the token as a header": [("X-Gateway-Token", TOKEN), ("X-Forwarded-Email", ANN)],
-    "guessed token": [("Authorization", AS_EVE)],
-    "right form, wrong token": [("Authorization", credential(ANN, "wrong-token-0123456789"))],
-    "a program's token as the proxy's": [("Authorization", credential(ANN, "operator-token-0123456789"))],
-    "token without an address": [("Authorization", credential(""))],
-    "two addresses": [("Authorization", credential(f"{ANN},{EVIL}"))],
-    "two at signs": [("Authorization", credential("ann@home.test@evil.test"))],
-    "no address": [("Authorization", credential("ann"))],
-    "with a space": [("Authorization", credential("ann @home.test"))],
-    "token with a newline": [("Authorization", credential(ANN, f"{TOKEN}\n"))],
-    "token twice": [("Authorization", credential(ANN, f"{TOKEN}{TOKEN}"))],
-    "token twice, joined": [("Authorization", credential(ANN, f"{TOKEN},{TOKEN}"))],
-    "empty": [("Authorization", "")],
-    "empty basic": [("Authorization", "Basic ")],
-    "no base64": [("Authorization", f"Basic {ANN}:{TOKEN}")],
-    "the proxy's token as a program": [("Authorization", f"Bearer {TOKEN}")],
-    "the proxy's token as a key": [("X-Api-Key", TOKEN)],
-    "session cookie": [("Cookie", "__Host-hearth=x")],
-}
-
-
-@pytest.mark.parametrize("headers", FORGED.values(), ids=FORGED.keys())
+@pytest.mark.parametrize("headers", forged(TOKEN).values(), ids=forged(TOKEN).keys())
 def test_c26_straight_at_the_gateway_nothing_forged_is_accepted(hops: Hops, headers: list[tuple[str, str]]) -> None:
     """With no NetworkPolicy enforced: whoever reaches the pod still needs the token."""
     assert who(hops.direct(), *headers, url="http://gateway/api/me") == "401"
 
 
-@pytest.mark.parametrize("headers", [
-    [("Authorization", credential(ANN)), ("Authorization", credential(ANN))],
-    [("Authorization", credential(ANN)), ("authorization", AS_EVE)],
-    [("Authorization", f"{credential(ANN)},{AS_EVE}")],
-    [("Authorization", credential(ANN)), ("X-Api-Key", PROGRAM)],
-])  # fmt: skip
+@pytest.mark.parametrize("headers", doubled(TOKEN, PROGRAM))
 def test_c26_two_credentials_are_none(hops: Hops, headers: list[tuple[str, str]]) -> None:
     assert who(hops.direct(), *headers, url="http://gateway/api/me") in ("400", "401")
 

@@ -69,29 +69,43 @@ def test_c22_a_removed_persons_stream_runs_to_its_end(make_proxy: MakeProxy) -> 
     connection.close()
 
 
-def test_c23_a_client_that_leaves_is_noticed(ann: Browser, upstream: Upstream) -> None:
+def check_leaving(browser: Browser, upstream: Upstream) -> None:
+    """A client that leaves is noticed at the other end."""
     before = len(upstream.left)
-    connection, response = ann.open(f"{CHAT_URL}/stream?chunks=1000&every_s=0.05")
+    connection, response = browser.open(f"{CHAT_URL}/stream?chunks=1000&every_s=0.05")
     response.readline()
     gone = time.time()
     response.close()
     connection.close()
-    wait_for(lambda: len(upstream.left) > before, "the upstream to see it")
+    wait_for(lambda: len(upstream.left) > before, "the upstream to see it", timeout_s=5)
     assert upstream.left[-1] - gone <= 1
 
 
-def test_c24_a_broken_stream_is_no_finished_one(ann: Browser) -> None:
-    connection, response = ann.open(f"{CHAT_URL}/die?chunks=5&every_s=0.02")
+def check_broken_stream(browser: Browser) -> None:
+    """A stream that breaks off at the other end is no finished one."""
+    connection, response = browser.open(f"{CHAT_URL}/die?chunks=5&every_s=0.02")
     assert response.status == 200
     with pytest.raises((http.client.IncompleteRead, ConnectionError)):
         response.read()
     connection.close()
 
 
-def test_c25_a_large_body_passes(ann: Browser) -> None:
+def check_large_body(browser: Browser) -> None:
     body = bytes(range(256)) * (32 * MIB // 256)
-    seen = ann.send(f"{CHAT_URL}/upload", method="POST", body=body).json()
+    seen = browser.send(f"{CHAT_URL}/upload", method="POST", body=body).json()
     assert (seen["size"], seen["sha256"]) == (len(body), hashlib.sha256(body).hexdigest())
+
+
+def test_c23_a_client_that_leaves_is_noticed(ann: Browser, upstream: Upstream) -> None:
+    check_leaving(ann, upstream)
+
+
+def test_c24_a_broken_stream_is_no_finished_one(ann: Browser) -> None:
+    check_broken_stream(ann)
+
+
+def test_c25_a_large_body_passes(ann: Browser) -> None:
+    check_large_body(ann)
 
 
 def test_c25_headers_that_come_late(make_proxy: MakeProxy) -> None:

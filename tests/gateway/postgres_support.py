@@ -36,10 +36,14 @@ def _account() -> pwd.struct_passwd | None:
 
 
 class Server:
-    """One server; ``database()`` makes a new, empty database in it."""
+    """One server; ``database()`` makes a new, empty database in it.
 
-    def __init__(self) -> None:
+    :param address: where it listens besides the loopback interface, for gateways on other hosts.
+    """
+
+    def __init__(self, address: str = "127.0.0.1") -> None:
         self._bin = _programs()
+        self.address = address
         account = _account()
         self._as: dict[str, Any] = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []} if account else {}
         # Not below pytest's directory, which only its own user may enter; and a socket's path must be short.
@@ -51,6 +55,8 @@ class Server:
             os.chown(password_file, account.pw_uid, account.pw_gid)
         how = ("-U", USER, "-A", "scram-sha-256", f"--pwfile={password_file}", "--no-sync", "-E", "UTF8", "--locale=C.UTF-8")
         self._run("initdb", "-D", str(self.directory / "data"), *how)
+        with (self.directory / "data/pg_hba.conf").open("a") as rules:
+            rules.write("host all all samenet scram-sha-256\nhost all all 10.0.0.0/8 scram-sha-256\n" if address != "127.0.0.1" else "")
         with socket.create_server(("127.0.0.1", 0)) as free:
             self.port: int = free.getsockname()[1]
         self._names = itertools.count(1)
@@ -66,7 +72,7 @@ class Server:
         """Also again, after ``crash``."""
         # No fsync: these tests kill gateways, not the power.
         options = {
-            "listen_addresses": "127.0.0.1",
+            "listen_addresses": ",".join(dict.fromkeys(("127.0.0.1", self.address))),
             "port": str(self.port),
             "unix_socket_directories": str(self.directory),
             "fsync": "off",
@@ -112,7 +118,7 @@ class Database:
 
     def __init__(self, server: Server, name: str) -> None:
         self.server, self.name = server, name
-        self.url = f"postgresql://{USER}@127.0.0.1:{server.port}/{name}"
+        self.url = f"postgresql://{USER}@{server.address}:{server.port}/{name}"
         self.socket_url = f"postgresql://{USER}@/{name}?host={server.directory}&port={server.port}"
 
     def connect(self) -> psycopg.Connection[Any]:
@@ -125,3 +131,18 @@ def postgresql() -> Iterator[Server]:
     server = Server()
     yield server
     server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """The part of a gateway's configuration that says where the ledger is, on one and on the other."""
+    if request.param == "sqlite":
+        return {}
+    server: Server = request.getfixturevalue("postgresql")
+    return on(server.database(), tmp_path)
+
+
+def on(database: Database, directory: Path) -> dict[str, Any]:
+    password = directory / "database-password"
+    password.write_text(PASSWORD)
+    return {"database_url": database.url, "database_password_file": str(password)}

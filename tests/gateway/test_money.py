@@ -21,29 +21,12 @@ import openai
 import pytest
 from gateway_support import SCENARIOS, SECOND_SCENARIOS, TOKEN, Gateway, Mock, wait_for
 from gateway_support import SOURCE as GATEWAY_SOURCE
-from postgres_support import PASSWORD, Database, Server
+from postgres_support import PASSWORD, Server, on
 
 Make = Callable[..., Gateway]
 HELLO: Any = [{"role": "user", "content": "one two three"}]
 TOOLS: Any = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {}}}}]
 SOURCE = {"source": "a price of this test", "date": "2026-11-01"}
-
-# --- the store of a test -----------------------------------------------------------------------
-
-
-@pytest.fixture(params=["sqlite", "postgresql"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """The part of the configuration that says where the ledger is."""
-    if request.param == "sqlite":
-        return {}
-    server: Server = request.getfixturevalue("postgresql")
-    return on(server.database(), tmp_path)
-
-
-def on(database: Database, directory: Path) -> dict[str, Any]:
-    password = directory / "database-password"
-    password.write_text(PASSWORD)
-    return {"database_url": database.url, "database_password_file": str(password)}
 
 
 def price(provider: str, model: str, input_usd: str, output_usd: str, **more: str) -> dict[str, Any]:

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
 import pytest
 from gateway_support import SOURCE, TOKEN, Gateway, Mock, wait_for
+from people_support import ANN, BOB, HOUSE, PROXY, Answer, auth, me, person, start_person
 
-PROXY = "proxy-token-0123456789abcdef"
-HOUSE = "house-token-0123456789abcdef"
-ANN, BOB = "ann@example.org", "bob@example.org"
-# The mock says a word every 0.2 s: long enough to see that an answer was cut and did not just end.
-LONG = " ".join(f"word{number}" for number in range(150))
-
-
-def auth(email: str) -> dict[str, str]:
-    return {"Authorization": "Basic " + base64.b64encode(f"{email}:{PROXY}".encode()).decode(), "Sec-Fetch-Site": "same-origin"}
+from hearth_gateway.__main__ import turn
 
 
 @pytest.fixture
@@ -35,52 +26,6 @@ def gateway(own: Callable[..., Gateway]) -> Gateway:
     (gateway.tokens / "house").write_text(HOUSE)
     gateway.start()
     return gateway
-
-
-def person(gateway: Gateway, *arguments: str, stdin: str | None = None, status: int = 0) -> Any:
-    """Run the command as the playbooks do. Returns what it printed: JSON, or the sentence of a failure."""
-    done = subprocess.run(
-        [sys.executable, "-m", "hearth_gateway", "person", *arguments, "--config", str(gateway.config_file), "--json"],
-        input=stdin, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(SOURCE)},
-    )  # fmt: skip
-    assert done.returncode == status, done.stderr
-    return json.loads(done.stdout) if status == 0 else done.stderr
-
-
-def me(gateway: Gateway, email: str) -> tuple[int, dict[str, Any]]:
-    response = httpx.get(f"{gateway.url}/api/me", headers=auth(email))
-    return response.status_code, response.json()
-
-
-class Answer(threading.Thread):
-    """A long answer, read in the background. ``text`` grows; ``over`` is when it ended."""
-
-    def __init__(self, gateway: Gateway, headers: dict[str, str], model: str = "x-slow") -> None:
-        super().__init__(daemon=True)
-        self.text = ""
-        self.over: float | None = None
-        self._url, self._headers, self._model = gateway.url, headers, model
-        self.start()
-
-    def run(self) -> None:
-        body = {"model": self._model, "messages": [{"role": "user", "content": LONG}], "stream": True}
-        url = f"{self._url}/v1/chat/completions"
-        # A gateway that is killed at the end of a test breaks what is still open.
-        with suppress(httpx.TransportError), httpx.stream("POST", url, headers=self._headers, json=body, timeout=60) as response:
-            for piece in response.iter_text():
-                self.text += piece
-        self.over = time.monotonic()
-
-    def begun(self) -> Answer:
-        wait_for(lambda: "content" in self.text, "the answer to begin")
-        return self
-
-    def cut_within(self, limit_s: float, since: float, code: str) -> None:
-        wait_for(lambda: self.over, "the answer to be cut", limit_s)
-        assert self.over is not None and self.over - since <= limit_s
-        last = [line for line in self.text.splitlines() if line.startswith("data: ")][-1]
-        assert json.loads(last.removeprefix("data: "))["error"]["code"] == code
-        assert "[DONE]" not in self.text
 
 
 def test_disabled_in_the_middle_of_an_answer(gateway: Gateway, vendor: Mock) -> None:
@@ -140,6 +85,10 @@ def test_what_is_known_of_a_person(gateway: Gateway) -> None:
     assert named.json()["email"] == "carol@example.org"
     assert [item["email"] for item in person(gateway, "list")["people"]] == [ANN, BOB, "carol@example.org"]
     assert person(gateway, "set", ANN)["changed"] is False
+    person(gateway, "disable", ANN)
+    again = person(gateway, "set", ANN, "--active")
+    assert (again["changed"], again["before"]["state"], again["person"]["state"]) == (True, "disabled", "active")
+    assert person(gateway, "set", ANN, "--active")["changed"] is False
     assert person(gateway, "set", ANN, "--alias", "", "--limits", "none")["person"]["limits"] is None
 
 
@@ -279,3 +228,38 @@ def test_there_is_no_way_to_anybodys_content(transparency: tuple[Gateway, dict[s
     known = {"/", "/static/<name>", "/healthz", "/readyz", "/openapi.json", "/api/me", "/api/usage", "/api/transparency"}
     known |= {"/v1/chat/completions", "/v1/messages", "/v1/models", "/v1/models/<model>", "/v1/embeddings", "/v1/images/generations"}
     assert set(transparency[1]["routes"]) <= known
+
+
+def resident_mib(process: subprocess.Popen[str]) -> float:
+    """What a process has in memory for itself alone, as its container's limit counts it."""
+    rollup = Path(f"/proc/{process.pid}/smaps_rollup").read_text()
+    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Private_")) / 1024
+
+
+def test_many_at_once_take_turns_and_wait_in_little_memory(gateway: Gateway) -> None:
+    """They run in the container of the service: twenty whole ones are more than its memory, and it would be killed."""
+    crowd = [f"crowd{number}@example.org" for number in range(10)]
+    options = ("--config", str(gateway.config_file), "--json")
+    with turn(SOURCE / "hearth_gateway" / "__main__.py", 5):
+        runs = [start_person("set", "-", *options) for _ in crowd]
+        for run, email in zip(runs, crowd, strict=True):
+            assert run.stdin is not None
+            run.stdin.write(f"{email}\n")
+            run.stdin.flush()
+        time.sleep(1)
+        assert [run.poll() for run in runs] == [None] * len(crowd)
+        assert max(resident_mib(run) for run in runs) < 10
+        killed = runs.pop()
+        killed.kill()
+        killed.communicate()
+    assert [run.communicate(timeout=60)[1] for run in runs] == [""] * len(runs)
+    assert [item["email"] for item in person(gateway, "list")["people"]] == crowd[:-1]
+
+
+def test_whose_turn_never_comes_is_told(tmp_path: Path) -> None:
+    lock = tmp_path / "file"
+    lock.touch()
+    with turn(lock, 1), pytest.raises(TimeoutError, match=r"^other `person` commands have run here for 0 s; run again$"), turn(lock, 0.2):
+        pytest.fail("two had the lock")
+    with turn(lock, 0.2):
+        pass

@@ -37,10 +37,12 @@ def test_ruff() -> None:
 
 
 # What imports the gateway's package and its test support is checked beside them.
-GATEWAY_TESTS = ("files/gateway/", "tests/gateway/", "tests/browser/", "tests/contract/")
+GATEWAY_TESTS = ("files/gateway/", "tests/gateway/", "tests/browser/", "tests/contract/", "tests/cluster/access/")
 
 
-def test_mypy_strict() -> None:
+def test_mypy_strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    # PostgreSQL for the cluster tests is that of the gateway's.
+    monkeypatch.setenv("MYPYPATH", "tests/gateway")
     run("mypy", *[n for n in python_programs() if n.endswith(".py") and not n.startswith(GATEWAY_TESTS)])
 
 
@@ -53,7 +55,7 @@ def test_mypy_strict_gateway_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MYPYPATH", "files/gateway/src:tests/gateway")
     run("mypy", *tracked("tests/gateway/*.py", "tests/browser/*.py"))
     monkeypatch.setenv("MYPYPATH", "files/gateway/src:tests/gateway:tests/contract")
-    run("mypy", *tracked("tests/contract/*.py"))
+    run("mypy", *tracked("tests/contract/*.py", "tests/cluster/access/*.py"))
 
 
 def test_yamllint() -> None:

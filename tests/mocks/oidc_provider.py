@@ -16,6 +16,9 @@ Who signs in, first match wins: query `login_as`, cookie `oidc_user`, option `--
     state=none             the browser comes back without state
     wait_s=1               the person takes so long
 
+`also=bob@home.test,eve@home.test` is no fault: further accounts of this browser, which a page offers to choose from when the
+request says `prompt=select_account`.
+
     oidc_provider.py --bind 127.0.0.1:0 --client-id hearth --client-secret-file client-secret
 """
 
@@ -30,6 +33,7 @@ import ssl
 import threading
 import time
 from dataclasses import dataclass, field
+from html import escape
 from http.cookies import SimpleCookie
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -186,6 +190,10 @@ class Handler(BaseHTTPRequestHandler):
             return
         cookie = SimpleCookie(self.headers.get("Cookie", "")).get("oidc_user")
         user = query.get("login_as") or (cookie.value if cookie else "") or self.provider.user
+        also = self.provider.fault(user, "also")
+        if also and query.get("prompt") == "select_account" and "login_as" not in query:
+            self._choice([user, *also.split(",")], query)
+            return
         time.sleep(float(self.provider.fault(user, "wait_s") or 0))
         answer = {} if self.provider.fault(user, "state") else {"state": query.get("state", "")}
         if user == "nobody":
@@ -194,10 +202,17 @@ class Handler(BaseHTTPRequestHandler):
             answer["code"] = self.provider.grant(user, query)
         self._json(302, {}, ("Location", f"{query['redirect_uri']}?{urlencode(answer)}"))
 
+    def _choice(self, users: list[str], query: dict[str, str]) -> None:
+        links = [f'<p><a href="?{escape(urlencode({**query, "login_as": user}))}">{escape(user)}</a></p>' for user in users]
+        page = f"<!doctype html><title>Choose</title><h1>Choose an account</h1>{''.join(links)}"
+        self._send(200, page.encode(), "text/html; charset=utf-8")
+
     def _json(self, status: int, body: Json, *headers: tuple[str, str]) -> None:
-        data = json.dumps(body).encode()
+        self._send(status, json.dumps(body).encode(), "application/json", *headers)
+
+    def _send(self, status: int, data: bytes, content_type: str, *headers: tuple[str, str]) -> None:
         self.send_response(status)
-        for name, value in (*headers, ("Content-Type", "application/json"), ("Content-Length", str(len(data)))):
+        for name, value in (*headers, ("Content-Type", content_type), ("Content-Length", str(len(data)))):
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(data)
@@ -222,7 +237,8 @@ def main() -> None:
     if options.cert:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options.cert, options.key)
-        server.socket = context.wrap_socket(server.socket, server_side=True)
+        # The handshake happens in the request's own thread: a client that connects and says nothing blocks nobody else.
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
         scheme = "https"
     issuer = options.issuer or f"{scheme}://{host}:{server.server_address[1]}"
     Handler.provider = Provider(issuer, options.client_id, options.client_secret_file.read_text(), options.user)

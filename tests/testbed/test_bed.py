@@ -150,6 +150,25 @@ def test_reboot_from_inside_comes_back_with_a_clean_network() -> None:
         assert "dummy0" not in ssh("bedtest-reboot", "h1", "ip -o link")
 
 
+def test_an_unplugged_host_runs_on_and_a_renewed_one_knows_nothing() -> None:
+    with running("bedtest-cable", 2) as up:
+        ping = f"ping -c1 -W1 {up['hosts']['h1']['address']}"
+        boot = ssh("bedtest-cable", "h1", "cat /proc/sys/kernel/random/boot_id; ip route; stat -c %Y /proc/1")
+        ssh("bedtest-cable", "h2", ping)
+        bed("unplug", "h1", name="bedtest-cable")
+        assert bed("ssh", "h2", ping, name="bedtest-cable", check=False).returncode != 0
+        assert status("bedtest-cable")["hosts"]["h1"]["state"] != "off"
+        bed("plug", "h1", name="bedtest-cable")
+        ssh("bedtest-cable", "h2", f"for n in 1 2 3 4 5; do {ping} && exit; done; exit 1")
+        assert ssh("bedtest-cable", "h1", "cat /proc/sys/kernel/random/boot_id; ip route; stat -c %Y /proc/1") == boot
+        ssh("bedtest-cable", "h1", "echo kept > /root/kept; echo kept > /var/lib/kept; sync")
+        bed("renew", "h1", name="bedtest-cable")
+        assert ssh("bedtest-cable", "h1", "hostname; ls /root/kept /var/lib/kept 2>/dev/null; true") == "h1"
+        bed("power-off", "h2", name="bedtest-cable")
+        refused = bed("unplug", "h2", name="bedtest-cable", check=False)
+        assert refused.returncode == 1 and "h2 of bed bedtest-cable is off" in refused.stderr
+
+
 def test_snapshot_and_restore() -> None:
     with running("bedtest-snap", 2):
         ssh("bedtest-snap", "h1", "echo one > /root/state; echo one > /var/lib/state; chown nobody /root/state")

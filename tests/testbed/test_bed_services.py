@@ -84,7 +84,11 @@ def test_a_silent_client_blocks_nobody(lab: Lab) -> None:
 
 
 def test_hosts_trust_the_lab_and_the_registry_serves_the_base_image(lab: Lab) -> None:
-    image = lab.described["services"]["base_image"]
+    for name in ("base_image", "oauth2_proxy_image", "traefik_image"):
+        check_image(lab.described["services"][name])
+
+
+def check_image(image: str) -> None:
     registry, _, rest = image.partition("/")
     repository, _, digest = rest.partition("@")
     program = (
@@ -96,13 +100,29 @@ def test_hosts_trust_the_lab_and_the_registry_serves_the_base_image(lab: Lab) ->
     assert "sha256:" + ssh("bedtest-served", "h1", f'python3 -c "{program}"') == digest
 
 
+def test_the_provider_signs_in_whoever_is_asked_for(lab: Lab) -> None:
+    issuer = lab.described["services"]["oidc"]
+    with urllib.request.urlopen(f"{issuer}/.well-known/openid-configuration", context=lab.context, timeout=30) as answer:
+        assert json.load(answer)["issuer"] == issuer
+    with socket.create_connection((lab.described["gateway"], 8445)):  # somebody who says nothing holds up nobody
+        assert urllib.request.urlopen(f"{issuer}/as?user=ann@home.test", context=lab.context, timeout=30).status == 200
+
+
+def test_what_is_no_oauth2_proxy_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HEARTH_BED_OAUTH2_PROXY", str(tmp_path / "absent"))
+    refused = bed("up", "-n", "1", "--with", "services", name="bedtest-refused", check=False)
+    assert refused.returncode == 1 and "HEARTH_BED_OAUTH2_PROXY" in refused.stderr
+    assert traces("bedtest-refused") == NOTHING
+
+
 def test_inventory_is_what_ansible_reads_and_names_stand_ins(lab: Lab) -> None:
     listed = json.loads(bed("inventory", "--json", name="bedtest-served").stdout)
     assert {"trial", "servers", "agents", "k3s_cluster", "_meta"} == set(listed)
     assert listed["servers"]["hosts"] == ["h1"] and listed["agents"]["hosts"] == []
     text = bed("inventory", name="bedtest-served").stdout
     assert "k3s_version" in text and (lab.folder / "inventory.yml").stat().st_mode & 0o777 == 0o600
-    assert any(text.startswith("k3s") for text in lab.described["stand_ins"])
+    for part in ("k3s", "oauth2-proxy", "sign-in provider"):
+        assert any(text.startswith(part) for text in lab.described["stand_ins"]), part
 
 
 def test_a_given_k3s_is_served_in_its_own_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ class FakeGateway:
         self.lines: list[str] = []
         self.refuse: ExecError | None = None
         self.rows: dict[str, int] = {}
+        self.open_rows = 0
         # Whether the kubelet brings changed Secrets into the pod.
         self.kubelet = True
         for name in ("hearth", "public-ingress"):
@@ -119,21 +120,36 @@ class FakeGateway:
             assert arguments == []
             return {"people": list(self.people.values())}
         assert arguments[0] == "-", "the address stands in the command line"
-        options = dict(zip(arguments[1::2], arguments[2::2], strict=True))
+        active = "--active" in arguments
+        named = [argument for argument in arguments[1:] if argument != "--active"]
+        options = dict(zip(named[::2], named[1::2], strict=True))
+        if action == "rename":
+            return self._rename(*email.split())
         if action == "delete-data":
             person = self.people.pop(email, None)
             if person and person["state"] == "disabled":
                 self.put_person(email, "disabled")
             rows = self.rows.pop(email, 0)
             return {"changed": True, "known": person is not None, "ledger_rows": rows, "daily_sums": 0, "kept_disabled": True}
-        if email not in self.people:
+        before = dict(self.people[email]) if email in self.people else None
+        if before is None:
             self.put_person(email)
         person = self.people[email]
-        person["state"] = {"set": person["state"], "enable": "active", "disable": "disabled"}[action]
+        person["state"] = {"set": "active" if active else person["state"], "enable": "active", "disable": "disabled"}[action]
         if "--alias" in options:
             person["alias"] = options["--alias"] or None
         if "--limits" in options:
             person["limits"] = None if options["--limits"] == "none" else json.loads(options["--limits"])
         if "--not-before" in options:
             person["not_before"] = options["--not-before"]
-        return {"changed": True, "person": dict(person)}
+        return {"changed": person != before, "before": before, "person": dict(person)}
+
+    def _rename(self, old: str, new: str) -> dict[str, Any]:
+        before, there = self.people[old], self.people.get(new, {})
+        rows = self.rows.pop(old, 0)
+        self.rows[new] = self.rows.get(new, 0) + rows
+        kept = {key: there.get(key) or before[key] for key in ("alias", "limits", "not_before", "first_seen")}
+        self.put_person(new, **kept)
+        self.put_person(old, "disabled")
+        changed = before["state"] == "active" or rows > 0
+        return {"changed": changed, "person": dict(self.people[new]), "ledger_rows": rows, "daily_sums": 0, "open_rows": self.open_rows}

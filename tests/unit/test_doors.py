@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -226,6 +228,32 @@ def test_new_pods_that_do_not_come_are_told(house: FakeGateway, run_module: Run)
     house.cluster.objects[("Deployment", "public-ingress", "oauth2-proxy-chat")]["status"]["updatedReplicas"] = 0
     result = run_module(restart.main, secrets=["gateway-token-proxy"], namespaces=["public-ingress"], wait_s=0.05)
     assert result["failed"] and "oauth2-proxy-chat has no new pods after 0 s, so the old ones go on: 0 of 1 pods" in result["msg"]
+
+
+def test_a_pod_that_leaves_is_waited_for_while_it_still_gets_requests(
+    house: FakeGateway, run_module: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a leaving proxy lets through carries the old token, which the caller is about to have refused."""
+    run_module(gateway_token.main, name="proxy", consumers=["public-ingress"])
+    arguments = {"secrets": ["gateway-token-proxy"], "namespaces": ["public-ingress"]}
+    passed: list[float] = []
+    clock = SimpleNamespace(monotonic=lambda: sum(passed), sleep=passed.append)
+    monkeypatch.setattr(_rollout, "time", clock)
+
+    def leaves(name: str, hook: Object | None) -> None:
+        leaving = copy.deepcopy(pod(house.cluster.objects[("Deployment", "public-ingress", "oauth2-proxy-chat")], name))
+        leaving["metadata"] |= {"deletionTimestamp": "2026-11-22T02:00:00Z"}
+        leaving["spec"]["containers"][0]["lifecycle"] = hook and {"preStop": hook}
+        house.cluster.create(leaving)
+
+    leaves("without-a-hook", None)
+    leaves("with-a-command", {"exec": {"command": ["true"]}})
+    run_module(restart.main, **arguments)
+    assert passed == []
+    leaves("sleeping", {"sleep": {"seconds": 5}})
+    leaves("sleeping-too", {"sleep": {"seconds": 5}})
+    run_module(restart.main, **arguments)
+    assert 5 < sum(passed) < 8, "side by side, and not for as long as the last answer there takes"
 
 
 # --- signing out

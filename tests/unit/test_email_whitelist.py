@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible_collections.homelab.hearth.plugins.module_utils import _k8s
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import ClusterError, NoClusterError
+from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked
 from ansible_collections.homelab.hearth.plugins.modules import email_whitelist, email_whitelist_info
 
 from tests.unit.fake_cluster import FakeCluster
@@ -146,6 +147,14 @@ def test_the_info_module_reads_and_tells_what_is_wrong(cluster: FakeCluster, run
     assert found["problems"] == [{"line": 3, "problem": "holds a comma, which makes the proxy ignore the whole list"}]
     assert found["text"].startswith("# family\n")
     assert cluster.writes == []
+
+
+def test_the_info_module_tells_of_a_lockdown_and_of_the_list_after_it(cluster: FakeCluster, run_module: Run) -> None:
+    put(cluster, "ann@example.org\n")
+    assert run_module(email_whitelist_info.main)["locked"] is False
+    cluster.objects[KEY] = locked(cluster.objects[KEY], "2026-11-21T20:00:00Z", {"restricted_user_access"})
+    found = run_module(email_whitelist_info.main)
+    assert (found["locked"], found["exists"], found["emails"]) == (True, True, ["ann@example.org"])
 
 
 def test_the_info_module_fails_without_a_cluster(run_module: Run, tmp_path: Any) -> None:

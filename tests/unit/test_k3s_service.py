@@ -37,6 +37,7 @@ class Machine:
         }
         self.journal: list[str] = []
         self.grow_restarts = False
+        self.on_restart: Callable[[], None] = lambda: None
 
     def run(self, words: list[str]) -> tuple[int, str, str]:
         if words[0] == "systemctl" and words[1] == "show":
@@ -45,6 +46,8 @@ class Machine:
             return 0, "\n".join(f"{k}={v}" for k, v in self.unit.items()), ""
         if words[0] == "systemctl":
             self.calls.append(" ".join(words[1:]))
+            if words[1] == "restart":
+                self.on_restart()
             if words[1] in ("start", "restart"):
                 self.unit |= {"ActiveState": "active", "InvocationID": "two"} | self.after
             return 0, "", ""
@@ -219,3 +222,88 @@ def test_this_process_began_in_the_past_and_not_long_ago() -> None:
 @pytest.mark.parametrize(("times", "stale"), [([], False), ([9.0, 9.99], False), ([9.0, 10.01], True)])
 def test_stale(times: list[float], stale: bool) -> None:
     assert k3s_service.is_stale(times, 10.0) is stale
+
+
+# -- one of several servers -------------------------------------------------------------------------------------------
+
+NODES = "/api/v1/nodes?labelSelector=node-role.kubernetes.io%2Fetcd%3Dtrue"
+
+
+def member(name: str, ready: str = "True", voter: str = "True") -> dict[str, Any]:
+    made = node(ready)
+    made["metadata"] = {"name": name}
+    made["status"]["conditions"].append({"type": "EtcdIsVoter", "status": voter, "message": "learner"})
+    return made
+
+
+def test_a_server_is_restarted_when_the_others_are_a_majority(service: Run, machine: Machine) -> None:
+    machine.api[NODES] = {"items": [member("h1"), member("h2"), member("h3")]}
+    assert service(changed=True, majority=True)["action"] == "restarted"
+
+
+@pytest.mark.parametrize("sick", [member("h3", ready="Unknown"), member("h3", voter="False")])
+def test_a_restart_that_would_cost_the_majority_is_refused(service: Run, machine: Machine, sick: dict[str, Any]) -> None:
+    """Two of three at once: every write fails, and nobody can repair it by API (KA#485 #505)."""
+    machine.api[NODES] = {"items": [member("h1"), member("h2"), sick]}
+    result = service(changed=True, majority=True)
+    assert result["failed"] is True
+    assert "would leave 1 of 3 etcd members" in result["msg"] and "not healthy: h3" in result["msg"]
+    assert not [call for call in machine.calls if call.startswith(("restart", "start"))], "nothing was restarted"
+
+
+def test_a_server_that_is_no_help_may_be_restarted_any_time(service: Run, machine: Machine) -> None:
+    machine.api[NODES] = {"items": [member("h1", ready="False"), member("h2"), member("h3", ready="False")]}
+    assert service(changed=True, majority=True)["action"] == "restarted"
+
+
+def test_without_an_api_there_is_no_majority_to_lose(service: Run, machine: Machine) -> None:
+    assert service(changed=True, majority=True)["action"] == "restarted"
+
+
+def test_the_next_server_waits_until_this_one_votes(service: Run, machine: Machine) -> None:
+    machine.api["/api/v1/nodes/h1"] = member("h1", voter="False")
+    result = service(wait_for=["api", "etcd", "node"])
+    assert "not a voting member of etcd yet (learner)" in result["msg"]
+    machine.api["/api/v1/nodes/h1"] = member("h1")
+    assert service(wait_for=["api", "etcd", "node"])["changed"] is False
+
+
+def test_servers_that_are_started_together_wait_for_nobody(service: Run, machine: Machine) -> None:
+    machine.unit |= {"ActiveState": "inactive", "MainPID": "0"}
+    machine.after = {"ActiveState": "activating"}
+    machine.api.clear()
+    result = service(wait=False)
+    assert (result["changed"], result["action"], result["node"]) == (True, "started", {})
+
+
+def test_an_agent_asks_with_its_kubelets_credentials(service: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def run(_module: AnsibleModule, words: list[str], **_options: Any) -> tuple[int, str, str]:
+        asked.append(words)
+        return machine.run(words)
+
+    monkeypatch.setattr(AnsibleModule, "run_command", run)
+    assert service(wait_for=["node"], kubeconfig="/x/kubelet.kubeconfig")["changed"] is False
+    kubectl = [words for words in asked if words[0] == "/usr/local/bin/k3s"]
+    assert kubectl and all("--kubeconfig=/x/kubelet.kubeconfig" in words for words in kubectl)
+
+
+def test_the_node_is_shown_as_far_as_the_role_looks_after_it(service: Run, machine: Machine) -> None:
+    machine.api["/api/v1/nodes/h1"] |= {
+        "metadata": {"name": "h1", "labels": {"a": "1"}, "annotations": {"hearth.homelab/labels": "a", "k3s.io/node-args": "x"}},
+        "spec": {"taints": [{"key": "t", "effect": "NoSchedule"}], "podCIDR": "10.42.0.0/24"},
+    }
+    assert service()["node"] == {
+        "metadata": {"name": "h1", "labels": {"a": "1"}, "annotations": {"hearth.homelab/labels": "a"}},
+        "spec": {"taints": [{"key": "t", "effect": "NoSchedule"}], "unschedulable": False},
+    }
+
+
+def test_a_kubelet_whose_node_is_gone_is_restarted_once(service: Run, machine: Machine) -> None:
+    """After a restore from an older snapshot the agent runs on, and nobody knows its node."""
+    known = machine.api.pop("/api/v1/nodes/h1")
+    machine.on_restart = lambda: machine.api.update({"/api/v1/nodes/h1": known})
+    result = service(wait_for=["node"], timeout_s=60)
+    assert (result["changed"], result["action"]) == (True, "restarted")
+    assert [call for call in machine.calls if call.startswith("restart")] == ["restart --no-block k3s"]

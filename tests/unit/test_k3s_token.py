@@ -78,6 +78,56 @@ def test_another_token_for_an_existing_cluster_is_refused_with_the_way_out() -> 
         k3s_files.choose("another-0123456789", "", "from-the-data-0123")
 
 
+# -- a host that joins --------------------------------------------------------------------------------------------------
+
+LONG = f"{HASH}::server:0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("given_token", "cluster", "in_file", "in_use", "expected"),
+    [
+        ("", LONG + "\n", "", "", (LONG, "cluster")),
+        ("0123456789abcdef", LONG, "", "", (LONG, "cluster")),
+        ("", LONG, "of-an-older-cluster", "", (LONG, "cluster")),
+        ("", "", LONG + "\n", "", (LONG, "kept")),
+        ("0123456789abcdef", "", LONG + "\n", "0123456789abcdef", (LONG, "kept")),
+        ("rotated-0123456789", "", LONG + "\n", "", ("rotated-0123456789", "given")),
+        ("", "", "something-else-01", "0123456789abcdef", ("0123456789abcdef", "recovered")),
+    ],
+)
+def test_which_token_a_joiner_gets(given_token: str, cluster: str, in_file: str, in_use: str, expected: tuple[str, str]) -> None:
+    assert k3s_files.choose_for_joiner(given_token, cluster, in_file, in_use) == expected
+
+
+@pytest.mark.parametrize(
+    ("given_token", "cluster", "in_file", "in_use", "says"),
+    [
+        ("", "", "", "", "would begin a cluster of its own"),
+        ("another-0123456789", LONG, "", "", "not that of the cluster"),
+        ("another-0123456789", "", LONG, "0123456789abcdef", "token rotate"),
+    ],
+)
+def test_a_joiner_never_makes_a_token_of_its_own(given_token: str, cluster: str, in_file: str, in_use: str, says: str) -> None:
+    """A server with an address and no token begins a second cluster, without a word (KA#528)."""
+    with pytest.raises(k3s_files.TokenRefused, match=says):
+        k3s_files.choose_for_joiner(given_token, cluster, in_file, in_use)
+
+
+def test_a_joiner_writes_the_clusters_token_and_keeps_it(run_module: Run, tmp_path: Path) -> None:
+    first = run_module(k3s_files.main, diff=True, **arguments(tmp_path, joins=True, cluster_token=LONG + "\n"))
+    assert (first["changed"], first["token_origin"]) == (True, "cluster")
+    assert "0123456789abcdef" not in json.dumps(first)
+    assert (tmp_path / "etc" / "token").read_text() == LONG + "\n"
+    second = run_module(k3s_files.main, **arguments(tmp_path, joins=True))
+    assert (second["changed"], second["token_origin"]) == (False, "kept")
+
+
+def test_a_joiner_without_a_token_fails_and_in_check_mode_waits_for_the_cluster(run_module: Run, tmp_path: Path) -> None:
+    assert run_module(k3s_files.main, **arguments(tmp_path, joins=True))["failed"] is True
+    assert run_module(k3s_files.main, check=True, **arguments(tmp_path, joins=True))["changed"] is True
+    assert list(tmp_path.iterdir()) == []
+
+
 # -- the module ---------------------------------------------------------------------------------------------------
 
 

@@ -82,11 +82,32 @@ def test_a_second_time_changes_nothing(house: FakeGateway, do: Run) -> None:
     assert house.calls == [["person", "list"]]
 
 
+def test_only_what_a_gateway_has_to_notice_is_waited_for(house: FakeGateway, do: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It reads the record of somebody new when they first come; a person it knows it has in memory."""
+    slept: list[float] = []
+    monkeypatch.setattr(person.time, "sleep", slept.append)
+    house.put_list("")
+    do()
+    assert sum(slept) == 0
+    do(alias="Ann")
+    assert sum(slept) > 1
+
+
 def test_addresses_go_to_standard_input_only(house: FakeGateway, do: Run) -> None:
     house.put_list("")
     do(emails=[ANN, BEN])
-    assert house.lines == ["", ANN, BEN]
+    assert house.lines == [ANN, BEN]
     assert "@" not in str(house.calls)
+
+
+def test_who_is_let_in_as_they_are_costs_the_gateway_one_command(house: FakeGateway, do: Run) -> None:
+    """Each starts a process in its pod, which takes the better part of a second."""
+    house.put_list("")
+    assert do(alias="Ann")["changed"]
+    assert not do(alias="Ann")["changed"]
+    assert [call[1] for call in house.calls] == ["set", "set"]
+    result = do(alias="Anna")
+    assert result["changed"] and '"alias": "Ann"' in result["diff"][1]["before"] and '"alias": "Anna"' in result["diff"][1]["after"]
 
 
 def test_who_was_switched_off_is_switched_on_again(house: FakeGateway, do: Run) -> None:
@@ -209,6 +230,42 @@ def test_a_new_address_takes_the_place_alias_and_limits_of_the_old_one(house: Fa
     assert not do("renamed", to="ann@example.net")["changed"]
 
 
+def test_what_was_used_goes_along_and_no_address_stands_in_a_command_line(house: FakeGateway, do: Run) -> None:
+    house.put_list(ANN)
+    house.put_person(ANN)
+    house.rows[ANN] = 7
+    result = do("renamed", to="ann@example.net")
+    assert house.rows == {"ann@example.net": 7}
+    assert "What was used so far counts for ann@example.net." in " ".join(result["done"])
+    assert (["person", "rename", "-"], f"{ANN} ann@example.net") in list(zip(house.calls, house.lines, strict=True))
+
+
+def test_answers_that_were_still_open_are_told(house: FakeGateway, do: Run) -> None:
+    house.put_list(ANN)
+    house.put_person(ANN)
+    house.open_rows = 2
+    assert "2 answers were still being written" in " ".join(do("renamed", to="ann@example.net")["done"])
+    # They are moved by a second run, which is a change then.
+    house.open_rows, house.rows = 0, {ANN: 2}
+    assert do("renamed", to="ann@example.net")["changed"]
+    assert house.rows["ann@example.net"] == 2
+
+
+def test_a_check_of_a_rename_moves_nothing(house: FakeGateway, do: Run) -> None:
+    house.put_list(ANN)
+    house.put_person(ANN, alias="Ann")
+    result = do("renamed", to="ann@example.net", check=True)
+    assert result["changed"] and list(house.people) == [ANN] and house.people[ANN]["state"] == "active"
+    assert '"alias": "Ann"' in result["diff"][1]["after"]
+
+
+def test_somebody_whom_the_gateway_has_never_seen_is_renamed_in_the_list(house: FakeGateway, do: Run) -> None:
+    house.put_list(ANN)
+    assert do("renamed", to="ann@example.net")["changed"]
+    assert (house.people["ann@example.net"]["state"], house.people[ANN]["state"]) == ("active", "disabled")
+    assert not do("renamed", to="ann@example.net")["changed"]
+
+
 def test_a_rename_that_broke_off_is_finished(house: FakeGateway, do: Run) -> None:
     house.put_list("ann@example.net")
     house.put_person(ANN)
@@ -269,6 +326,8 @@ def test_the_gateways_own_words_are_passed_on(house: FakeGateway, do: Run) -> No
     house.put_list("")
     house.refuse = ExecError("cannot", 2, "hearth-gateway: the table of people cannot be used: locked")
     assert do()["msg"] == "The gateway refuses: the table of people cannot be used: locked"
+    house.refuse = ExecError("cannot run hearth-gateway in pod hearth/gateway-1: it ended with status 137", 137, "")
+    assert do()["msg"].startswith("The gateway's command was killed in its pod, most likely for want of memory: raise gateway_resources")
     assert listed(house) == []
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from ansible_collections.homelab.hearth.plugins.filter import preflight as filters
-from ansible_collections.homelab.hearth.plugins.module_utils import _preflight
+from ansible_collections.homelab.hearth.plugins.module_utils import _preflight, _renamed
 
 SURVEY: dict[str, Any] = {
     "system": {
@@ -36,7 +36,19 @@ SURVEY: dict[str, Any] = {
     },
     "kernel": {"modules": {"overlay": "builtin", "br_netfilter": "available", "odd": "unknown"}, "sysctl": {}},
     "paths": {"disks": {"/var/lib/rancher/k3s": {"mount": "/", "filesystem": "ext4", "free_mb": 90000, "total_mb": 200000}}},
-    "k3s": {"version": "", "units": [], "kind": "", "token_matches": None, "download": None, "dropins": []},
+    "k3s": {
+        "version": "",
+        "units": [],
+        "kind": "",
+        "active": False,
+        "datastore": "",
+        "joined": False,
+        "ca_sha256": "",
+        "config": {},
+        "token_matches": None,
+        "download": None,
+        "dropins": [],
+    },
 }
 WANT: dict[str, Any] = {
     "part": "k3s",
@@ -50,7 +62,10 @@ WANT: dict[str, Any] = {
     "cores": 2,
     "cgroups": ["pids", "memory"],
     "modules": ["overlay", "br_netfilter", "odd"],
-    "disks": [{"path": "/var/lib/rancher/k3s", "free_mb": 4000, "why": "images and volumes"}],
+    "disks": [
+        {"path": "/var/lib/rancher/k3s", "free_mb": 4000, "why": "images and volumes", "mount": ""},
+        {"path": "/data/k3s", "free_mb": 4000, "why": "images and volumes", "mount": "/data"},
+    ],
     "ports": [{"port": 6443, "why": "the Kubernetes API", "owners": ["k3s.service"]}],
     "networks": [{"cidr": "10.42.0.0/16", "why": "the pods' network", "fix": "k3s_config: {cluster-cidr: …}"}],
     "k3s": {"version": "v1.36.4+k3s1", "kind": "server"},
@@ -115,6 +130,12 @@ FAULTS: list[tuple[str, Any, str, str]] = [
     ("network.routes", [{"destination": "10.42.1.0/24", "interface": "tun0"}], "overlaps 10.42.0.0/16", "cluster-cidr"),
     ("network.routes", [{"destination": "10.0.0.0/8", "interface": "wg0"}], "10.0.0.0/8 on wg0 overlaps", "remove that route"),
     ("paths.disks", {"/var/lib/rancher/k3s": {"mount": "/", "free_mb": 100}}, "100 MB of free space under", "free space on /"),
+    (
+        "paths.disks",
+        {"/data/k3s": {"mount": "/", "free_mb": 90000}},
+        "nothing is mounted at /data: /data/k3s would lie on the disk of /",
+        "/etc/fstab",
+    ),
     ("kernel.modules", {"overlay": "absent", "br_netfilter": "absent"}, "has no overlay, br_netfilter", "linux-image-amd64"),
     ("k3s.kind", "agent", "runs a k3s agent, the inventory makes it a server", "playbooks/reset.yml"),
     ("k3s.version", "v1.36.4+k3s2", "v1.36.4+k3s1 is older", "cannot go back"),
@@ -240,24 +261,6 @@ def test_a_port_of_the_trial_comes_with_its_own_fix() -> None:
 # -- several hosts ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("servers", "agents", "words"),
-    [
-        (["a"], [], []),
-        ([], [], []),
-        (["a", "b"], [], ["even number", "sets up one server"]),
-        (["a", "b", "c"], [], ["sets up one server"]),
-        (["a"], ["b"], ["sets up one server"]),
-        ([], ["b"], ["without a server", "sets up one server"]),
-    ],
-)
-def test_topologies(servers: list[str], agents: list[str], words: list[str]) -> None:
-    found = [p["problem"] for p in _preflight.topology_problems(servers, agents)]
-    assert len(found) == len(words)
-    for text, word in zip(found, words, strict=True):
-        assert word in text
-
-
 def test_host_names() -> None:
     found = _preflight.name_problems({"one": "h1", "two": "h1", "three": "localhost", "four": "under_score", "five": "fine-5", "six": ""})
     by_host = {p["host"]: p["problem"] for p in found}
@@ -294,6 +297,98 @@ def test_the_roles_own_variables_are_known() -> None:
     assert {"k3s_version", "host_sysctl", "preflight_roles"} <= known
 
 
+@pytest.mark.parametrize(("name", "new"), sorted(_renamed.RENAMED.items()))
+def test_a_variable_of_another_name_is_refused_with_its_new_one(name: str, new: str) -> None:
+    [found] = _preflight.variable_problems("h1", [name], filters.known_variables())
+    assert name in found["problem"]
+    assert found["fix"] == f"use {new}"
+
+
+def test_new_names_are_variables_that_exist() -> None:
+    known = filters.known_variables()
+    for old, new in _renamed.RENAMED.items():
+        assert old not in known, f"{old} is a variable of ours and stands in the table of old names"
+        first = new.split()[0].rstrip(":")
+        assert first in known or first in ("nothing", "the"), new
+
+
+def test_the_inventory_is_judged_before_any_host_is_asked() -> None:
+    hosts = [
+        {"inventory_hostname": "one", "ansible_host": "CHANGE-ME", "k3s_versoin": "v1"},
+        {"inventory_hostname": "two", "ansible_host": "192.0.2.7", "k3s_versoin": "v1"},
+    ]
+    found = filters.inventory_problems(hosts, ["one", "two"], [])
+    words = ["2 servers", "no variable k3s_versoin", "ansible_host was not filled in"]
+    assert len(found) == len(words), found
+    for problem, word in zip(found, words, strict=True):
+        assert word in problem["problem"]
+
+
+class Broken(dict[str, Any]):
+    """Variables of which one refers to another that nobody gave."""
+
+    def __getitem__(self, name: str) -> Any:
+        if name == "k3s_token":
+            raise KeyError("'vault_k3s_token' is undefined")
+        return super().__getitem__(name)
+
+
+def test_a_value_that_cannot_be_worked_out_is_named() -> None:
+    [found] = filters.inventory_problems([Broken(inventory_hostname="one", k3s_token="{{ vault_k3s_token }}")], ["one"])
+    assert "k3s_token cannot be worked out" in found["problem"] and "vault_k3s_token" in found["problem"]
+    assert "vault.yml" in found["fix"]
+
+
+@pytest.mark.parametrize(
+    ("clocks", "hosts"),
+    [
+        ({"one": [-0.1, 0.1], "two": [0.0, 0.2]}, []),
+        ({"one": [-1.9, -1.8], "two": [1.7, 1.9]}, ["two"]),
+        ({"one": [-1.9, 5.0], "two": [1.7, 1.9]}, []),
+        ({"one": [1.8, 1.9], "two": [-1.9, -1.8], "three": [1.0, 1.9]}, ["two"]),
+    ],
+)
+def test_clocks_of_hosts_are_compared_with_each_other(clocks: dict[str, list[float]], hosts: list[str]) -> None:
+    found = _preflight.skew_problems(clocks)
+    assert [p["host"] for p in found] == hosts
+    for problem in found:
+        assert "timedatectl" in problem["fix"]
+
+
+def several(**surveys: dict[str, Any]) -> list[dict[str, Any]]:
+    return [variables(name, {**survey, "system": {**survey["system"], "hostname": name}}) for name, survey in surveys.items()]
+
+
+def test_hosts_of_different_clusters_are_told_apart() -> None:
+    hosts = several(one=changed("k3s.ca_sha256", "a"), two=changed("k3s.ca_sha256", "b"), three=changed("k3s.ca_sha256", "a"))
+    [found] = filters.preflight_problems(hosts, servers=["one"], agents=["two", "three"])
+    assert found["host"] == "two"
+    assert "another cluster than one, three" in found["problem"]
+
+
+def test_a_setting_that_cannot_change_is_refused_from_what_lies_on_the_host() -> None:
+    [host] = several(one=changed("k3s.config", {"token-file": "x", "flannel-backend": "none", "secrets-encryption": False}))
+    host["_k3s_wants"] = {**WANT, "k3s": {**WANT["k3s"], "config": {"secrets-encryption": True}}}
+    found = filters.preflight_problems([host], servers=["one"])
+    assert {p["problem"].split()[0] for p in found} == {"flannel-backend", "secrets-encryption"}
+
+
+def test_servers_must_agree() -> None:
+    hosts = several(one=SURVEY, two=SURVEY, three=SURVEY)
+    hosts[1]["_k3s_wants"] = {**WANT, "k3s": {**WANT["k3s"], "config": {"service-cidr": "10.99.0.0/16"}}}
+    hosts[2]["k3s_token"] = "another-0123456789"
+    found = filters.preflight_problems(hosts, servers=["one", "two", "three"])
+    assert [p["host"] for p in found] == ["two", "three"]
+    assert "service-cidr is 10.99.0.0/16 here and 10.43.0.0/16 on one" in found[0]["problem"]
+    assert "another-0123456789" not in str(found)
+
+
+def test_a_server_without_the_others_does_not_found_a_second_cluster() -> None:
+    [found] = filters.preflight_problems(several(one=SURVEY), servers=["one", "two", "three"])
+    assert "two, three were not looked at" in found["problem"]
+    assert found["fix"] == "run it without --limit"
+
+
 def variables(name: str, survey: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {"inventory_hostname": name, "_preflight_survey": {"survey": survey}, "_k3s_wants": WANT, **more}
 
@@ -301,10 +396,10 @@ def variables(name: str, survey: dict[str, Any], **more: Any) -> dict[str, Any]:
 def test_all_hosts_are_judged_in_one_pass() -> None:
     small = changed("system.memory_mb", 100)
     found = filters.preflight_problems(
-        [variables("one", SURVEY), variables("two", small, k3s_versoin="v1")], servers=["one"], agents=[], unreachable=["three"]
+        [variables("one", SURVEY), variables("two", small)], servers=["one"], agents=["two"], unreachable=["three"]
     )
-    assert [p["host"] for p in found] == ["three", "two", "two", "one", "two"]
-    words = ["does not answer", "no variable k3s_versoin", "100 MB of memory", "also that of two", "also that of one"]
+    assert [p["host"] for p in found] == ["three", "two", "one", "two"]
+    words = ["does not answer", "100 MB of memory", "also that of two", "also that of one"]
     for problem, word in zip(found, words, strict=True):
         assert word in problem["problem"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.server
 import json
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,31 +16,30 @@ import pytest
 import yaml
 
 from tests.cluster.support import play
-from tests.vm.image import Image, image
+from tests.testbed.bedlib import build, release_server
+from tests.testbed.bedlib.release import sha256
+from tests.vm.image import ARCHITECTURES, Image, image
 
 # QEMU's user network: under this address a machine reaches the loopback of the machine that it runs on.
 CONTROLLER = "10.0.2.2"
 
 
-class _Releases(http.server.BaseHTTPRequestHandler):
-    """Answers as a release server that has everything: preflight only asks whether the file is there."""
-
-    def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.end_headers()
+class _Releases(release_server.Handler):
+    """The bed's release server, without TLS: an emulated processor would spend a minute on it."""
 
     def log_message(self, *_arguments: object) -> None:
         """Say nothing: the log of the test run is for what fails."""
 
 
 @contextlib.contextmanager
-def _release_server() -> Iterator[str]:
+def _release_server(root: Path) -> Iterator[str]:
     """A server on this machine's loopback; gives its address as the virtual machine sees it."""
+    _Releases.root = root
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Releases) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://{CONTROLLER}:{server.server_port}"
+            yield f"http://{CONTROLLER}:{server.server_port}/k3s"
         finally:
             server.shutdown()
             thread.join()
@@ -51,6 +51,7 @@ class Inventory:
 
     path: Path
     release_url: str
+    release: Path
 
     def write(self, connection: dict[str, Any]) -> None:
         variables = {
@@ -59,6 +60,11 @@ class Inventory:
             # buildah is packages only, which the bed shows; without it the image is a third smaller.
             "host_image_build_enabled": False,
             "k3s_release_url": self.release_url,
+            "k3s_version": self.release.name,
+            "k3s_sha256": {"amd64": sha256(self.release / "k3s"), "arm64": sha256(self.release / "k3s-arm64")},
+            "k3s_kubeconfig": str(self.path.with_name("kubeconfig")),
+            # All of it is emulated.
+            "k3s_start_timeout_s": 1200,
         }
         groups = {"servers": {"hosts": {"vm1": connection}}, "agents": {"hosts": {}}}
         cluster = {"vars": variables, "children": groups}
@@ -67,8 +73,9 @@ class Inventory:
 
 @pytest.fixture(scope="session")
 def inventory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Inventory]:
-    with _release_server() as release_url:
-        yield Inventory(tmp_path_factory.mktemp("vm") / "inventory.yml", release_url)
+    releases = build.everything().releases
+    with _release_server(releases) as release_url:
+        yield Inventory(tmp_path_factory.mktemp("vm") / "inventory.yml", release_url, min(releases.iterdir()))
 
 
 @pytest.fixture(scope="session")
@@ -84,4 +91,4 @@ def wants(inventory: Inventory) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def vm_image(wants: dict[str, Any]) -> Image:
-    return image(wants["packages"])
+    return image(wants["packages"], ARCHITECTURES[os.environ.get("HEARTH_VM_ARCHITECTURE", "amd64")])

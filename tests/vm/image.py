@@ -7,17 +7,50 @@ its own can show.
 
 from __future__ import annotations
 
+import contextlib
+import platform
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.testbed.bedlib import cache, debian
 from tests.testbed.bedlib.common import need_root, need_tools, run, step
 
-# A small kernel with the modules of Debian's usual one as far as k3s, Longhorn and Cilium ask for them. Debian's
-# initramfs-tools brings the virtio and ext4 drivers that it needs to find its disk.
-KERNEL_PACKAGES = ("linux-image-cloud-amd64", "initramfs-tools")
+
+@dataclass(frozen=True)
+class Architecture:
+    """One kind of processor that QEMU emulates: what Debian and QEMU call it, and what its machine has."""
+
+    name: str
+    qemu: str
+    qemu_package: str
+    console: str
+    machine: tuple[str, ...]
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this machine cannot run its programs."""
+        return {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine()) != self.name
+
+    @property
+    def emulator(self) -> str:
+        """QEMU for single programs of it."""
+        return self.qemu.replace("-system", "")
+
+    @property
+    def kernel_packages(self) -> tuple[str, ...]:
+        """A small kernel with the modules of Debian's usual one as far as k3s, Longhorn and Cilium ask for them. Debian's
+        initramfs-tools brings the virtio and ext4 drivers that it needs to find its disk.
+        """
+        return (f"linux-image-cloud-{self.name}", "initramfs-tools")
+
+
+AMD64 = Architecture("amd64", "qemu-system-x86_64", "qemu-system-x86", "ttyS0", ("-machine", "q35", "-cpu", "Nehalem"))
+# As in AWS's first Graviton.
+ARM64 = Architecture("arm64", "qemu-system-aarch64", "qemu-system-arm", "ttyAMA0", ("-machine", "virt", "-cpu", "cortex-a72"))
+ARCHITECTURES = {found.name: found for found in (AMD64, ARM64)}
+
 # A target to log in to: without one, a working iSCSI initiator cannot be told from one that merely runs.
 TARGET_PACKAGES = ("tgt",)
 DISK_GIB = 40
@@ -43,9 +76,11 @@ TOOLS = {
     "mmdebstrap": "mmdebstrap",
     "mke2fs": "e2fsprogs",
     "qemu-img": "qemu-utils",
-    "qemu-system-x86_64": "qemu-system-x86",
     "ssh-keygen": "openssh-client",
 }
+# The kernel runs programs of another architecture through QEMU when it is told so; Debian's package says how.
+BINFMT = Path("/proc/sys/fs/binfmt_misc")
+BINFMT_RULES = Path("/usr/lib/binfmt.d")
 
 
 @dataclass(frozen=True)
@@ -53,6 +88,7 @@ class Image:
     """Files of a built image; all are read only, a machine writes into an overlay of its own."""
 
     folder: Path
+    architecture: Architecture = AMD64
 
     @property
     def disk(self) -> Path:
@@ -72,13 +108,14 @@ class Image:
         return (self.folder / "host_key.pub").read_text().strip()
 
 
-def image(packages: Iterable[str]) -> Image:
+def image(packages: Iterable[str], architecture: Architecture = AMD64) -> Image:
     """The image with `packages` installed; builds it when the cache has none made from the same inputs.
 
-    Takes about two minutes when it builds. Raises BedError when a tool is missing or a step of the build fails.
+    Takes about two minutes when it builds, a foreign one ten. Raises BedError when a tool is missing or a step of the build fails.
     """
-    wanted = sorted({*debian.HOST_PACKAGES.split(","), *KERNEL_PACKAGES, *TARGET_PACKAGES, *packages})
+    wanted = sorted({*debian.HOST_PACKAGES.split(","), *architecture.kernel_packages, *TARGET_PACKAGES, *packages})
     inputs: list[str | bytes | Path] = [
+        architecture.name,
         *debian.apt_sources(),
         *debian.SLIM,
         *wanted,
@@ -90,20 +127,41 @@ def image(packages: Iterable[str]) -> Image:
     def build(folder: Path) -> None:
         need_root()
         need_tools(TOOLS)
-        _build(wanted, folder)
+        with _foreign_programs(architecture) if architecture.foreign else contextlib.nullcontext():
+            _build(wanted, architecture, folder)
 
     with cache.building():
-        return Image(cache.entry("vm", inputs, build))
+        return Image(cache.entry("vm", inputs, build), architecture)
 
 
-def _build(packages: list[str], folder: Path) -> None:
+@contextlib.contextmanager
+def _foreign_programs(architecture: Architecture) -> Iterator[None]:
+    """Let this machine run programs of another architecture meanwhile. Raises BedError when it cannot."""
+    need_tools({f"{architecture.emulator}-static": "qemu-user-static", "arch-test": "arch-test"})
+    name = architecture.emulator
+    mounted = (BINFMT / "register").exists()
+    if not mounted:
+        run("mount", "-t", "binfmt_misc", "none", BINFMT)
+    registered = (BINFMT / name).exists()
+    if not registered:
+        (BINFMT / "register").write_text((BINFMT_RULES / f"{name}.conf").read_text())
+    try:
+        yield
+    finally:
+        if not registered:
+            (BINFMT / name).write_text("-1")
+        if not mounted:
+            run("umount", BINFMT)
+
+
+def _build(packages: list[str], architecture: Architecture, folder: Path) -> None:
     root = folder / "root"
     log = folder / "log"
-    with step("vm: Debian with a kernel"):
+    with step(f"vm: Debian with a kernel for {architecture.name}"):
         sources = folder / "vm.list"
         sources.write_text("\n".join(debian.apt_sources()) + "\n")
-        run("mmdebstrap", "--variant=minbase", *debian.SLIM, f"--include={','.join(packages)}", debian.SUITE, root,
-            sources, log=log)  # fmt: skip
+        run("mmdebstrap", "--variant=minbase", f"--architectures={architecture.name}", *debian.SLIM, f"--include={','.join(packages)}",
+            debian.SUITE, root, sources, log=log)  # fmt: skip
         sources.unlink()
         debian.trust_machine(root)
     _configure(root, folder)

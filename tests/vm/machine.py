@@ -130,7 +130,7 @@ def running(image: Image, reports: Path, *, memory_mib: int = MEMORY_MIB) -> Ite
 
     Its console is kept as `vm-serial.log` in `reports`. Raises MachineError when it does not come up.
     """
-    need_tools({"qemu-system-x86_64": "qemu-system-x86", "setpriv": "util-linux", "ssh": "openssh-client"})
+    need_tools({image.architecture.qemu: image.architecture.qemu_package, "setpriv": "util-linux", "ssh": "openssh-client"})
     reports.mkdir(parents=True, exist_ok=True)
     with _folder() as folder:
         key = folder / "id_ed25519"
@@ -197,14 +197,14 @@ def _command(image: Image, overlay: Path, serial: Path, public_key: str, memory_
     # stand on a command line.
     key = " ".join(public_key.split()[:2])
     kernel_arguments = [
-        "console=ttyS0", "root=/dev/vda", "rw", "quiet", "mitigations=off", "net.ifnames=0",
+        f"console={image.architecture.console}", "root=/dev/vda", "rw", "quiet", "mitigations=off", "net.ifnames=0",
         f'"systemd.set_credential=ssh.authorized_keys.root:{key}"',
     ]  # fmt: skip
     return [
         # The kernel kills QEMU when the test run ends, however that ends.
         "setpriv", "--pdeathsig", "KILL", "nice", "-n", "10",
-        "qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none",
-        "-machine", "q35", "-accel", "tcg,thread=multi,tb-size=512", "-cpu", "Nehalem",
+        image.architecture.qemu, "-nodefaults", "-no-user-config", "-display", "none",
+        *image.architecture.machine, "-accel", "tcg,thread=multi,tb-size=512",
         "-smp", "2", "-m", str(memory_mib),
         "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", " ".join(kernel_arguments),
         # unsafe: a crash of this machine may cost the overlay, which is thrown away anyhow.

@@ -104,13 +104,14 @@ def reply(raw: bytes, cut: int = 0, close: bool = False) -> Handler:
 
 
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\nx-a: 2\r\n\r\nhello"
+PLAIN_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n2\r\nel\r\n1\r\nl\r\n1\r\no\r\n0\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n3;ext=1\r\nell\r\n0001\r\no\r\n0\r\nTrailer: x\r\n\r\n"
 ZIPPED = gzip.compress(b"hello")
 GZIP = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(ZIPPED), ZIPPED)
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3])
-@pytest.mark.parametrize("raw", [LENGTH, CHUNKED, GZIP], ids=["length", "chunked", "gzip"])
+@pytest.mark.parametrize("raw", [LENGTH, CHUNKED, PLAIN_CHUNKED, GZIP], ids=["length", "chunked", "plain chunks", "gzip"])
 def test_framings_in_any_pieces_and_reuse(server: Server, client: HttpClient, raw: bytes, cut: int) -> None:
     server.handler = reply(raw, cut)
     for _ in range(3):

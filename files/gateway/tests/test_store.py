@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import sqlite3
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -313,6 +314,72 @@ def test_more_than_fits_into_one_transaction(tmp_path: Path, monkeypatch: pytest
         assert time.monotonic() - started < PATIENCE_S / 2, "who is left over waits for the next transaction, and for no timer"
     assert ledger.close(PATIENCE_S) == 0
     assert [row["state"] for row in rows(path)] == ["settled"] * 20
+
+
+def test_who_comes_first_writes_and_the_first_of_the_others_writes_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    write = ledger._writer.write
+    writers: list[tuple[str, int]] = []
+    others_wait = threading.Event()
+
+    def write_slowly(batch: Any) -> None:
+        writers.append((threading.current_thread().name, len(batch)))
+        assert others_wait.wait(PATIENCE_S)
+        write(batch)
+
+    monkeypatch.setattr(ledger._writer, "write", write_slowly)
+    with ThreadPoolExecutor(9, thread_name_prefix="request") as pool:
+        first = pool.submit(ledger.begin, intent(0))
+        wait_until(lambda: len(writers) == 1)
+        waits = [pool.submit(ledger.begin, intent(number)) for number in range(1, 9)]
+        wait_until(lambda: ledger.queued == 9)
+        others_wait.set()
+        assert [wait.exception(PATIENCE_S) for wait in (first, *waits)] == [None] * 9
+    assert [length for _, length in writers] == [1, 8], "all that came meanwhile are one transaction"
+    assert all(name.startswith("request") for name, _ in writers), "and no other thread was woken for it"
+    assert len(rows(path)) == 9 and ledger.close(PATIENCE_S) == 0
+
+
+def test_a_settlement_does_not_wait_for_who_is_writing(tmp_path: Path) -> None:
+    """The garbage collector settles an answer that nobody closed: perhaps in a thread in the middle of a transaction."""
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    mine = intent()
+    ledger.begin(mine)
+
+    def interrupted() -> None:
+        with ledger._writing:
+            ledger.settle(mine, settlement(mine))
+
+    thread = threading.Thread(target=interrupted, daemon=True)
+    thread.start()
+    thread.join(PATIENCE_S)
+    assert not thread.is_alive(), "the thread waits for itself"
+    wait_until(lambda: rows(path)[0]["state"] == "settled")
+    assert ledger.close(PATIENCE_S) == 0
+
+
+def test_what_finds_the_database_busy_is_written_by_the_ledgers_own_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    write = ledger._writer.write
+    writers: list[str] = []
+
+    def write_and_tell(batch: Any) -> None:
+        writers.append(threading.current_thread().name)
+        write(batch)
+
+    monkeypatch.setattr(ledger._writer, "write", write_and_tell)
+    with sqlite3.connect(path, isolation_level=None) as busy, ThreadPoolExecutor(1, thread_name_prefix="request") as pool:
+        busy.execute("BEGIN IMMEDIATE")
+        wait = pool.submit(ledger.begin, intent())
+        wait_until(lambda: writers.count("ledger") > 1)
+        assert not wait.done()
+        busy.execute("ROLLBACK")
+        assert wait.exception(PATIENCE_S) is None
+    assert writers[0].startswith("request") and set(writers[1:]) == {"ledger"}
+    assert len(rows(path)) == 1 and ledger.close(PATIENCE_S) == 0
 
 
 def test_when_too_much_waits_no_more_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

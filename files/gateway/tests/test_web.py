@@ -34,7 +34,8 @@ def test_files_that_are_named_exist_and_the_others_are_named() -> None:
     named = set()
     for path in FILES:
         text = path.read_text()
-        named |= set(re.findall(r'(?:href|src)="static/([\w.-]+)"', text))
+        named |= set(re.findall(r'"static/([\w.-]+)"', text))
+        named |= set(re.findall(r'(?:href|src)="([\w-]+\.\w+)"', text))
         named |= set(re.findall(r'from "\./([\w.-]+)"', text))
     assert named == {path.name for path in FILES} - {"index.html"}
 

@@ -36,6 +36,10 @@ while read -r path; do
   if [ -n "$path" ] && [ -f "$path" ]; then
     rm -f "$path"
     echo "removed $path"
+    # logind goes on with what it read until it is told.
+    case $path in
+      /etc/systemd/logind.conf.d/*) systemctl kill --signal=HUP systemd-logind.service 2>/dev/null || true ;;
+    esac
   fi
   if [ -z "$path" ] || [ ! -d "$path" ]; then continue; fi
   empty "$path"

@@ -91,10 +91,14 @@ unmount_below() {
   done < <(mounts_below "$1")
 }
 
-# One end of a pair takes the other along, so a link may be gone before its turn.
+# One end of a pair takes the other along, and the kernel clears away a namespace with its links in its own time: a link
+# may be gone before its turn, and also between the look and the deed.
 delete_link() {
   [ -e "/sys/class/net/$1" ] || return 0
-  ip link delete "$1"
+  if ! ip link delete "$1" 2>/dev/null; then
+    [ -e "/sys/class/net/$1" ] || return 0
+    ip link delete "$1"
+  fi
   echo "deleted link $1"
 }
 

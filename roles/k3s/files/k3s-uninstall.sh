@@ -74,4 +74,4 @@ done
 drop /etc/rancher/k3s /etc/rancher/node /run/k3s /run/flannel
 drop_data "$DATA_DIR"
 drop_data /var/lib/kubelet
-drop /usr/local/bin/k3s /usr/local/bin/k3s-killall.sh /usr/local/bin/k3s-uninstall.sh
+drop /usr/local/bin/k3s /usr/local/bin/k3s-killall.sh /usr/local/bin/k3s-uninstall.sh /usr/local/bin/k3s-agent-uninstall.sh

@@ -67,6 +67,12 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("host")
     added = command("power-on", _power_on, "start a host on the disk it has")
     added.add_argument("host")
+    added = command("renew", _renew, "another machine in a host's place: same name, blank disk; it is switched on")
+    added.add_argument("host")
+    added = command("unplug", _unplug, "pull a host's network cable; it runs on")
+    added.add_argument("host")
+    added = command("plug", _plug, "put the network cable in again")
+    added.add_argument("host")
     added = command("snapshot", _snapshot, "keep the disks of all hosts under a tag; running hosts are restarted")
     added.add_argument("tag")
     added = command("restore", _restore, "put the disks of a snapshot back")
@@ -146,6 +152,8 @@ def _bring_up(name: str, count: int, hostfs: Path, built: release.Built | None, 
                 for text, used in (
                     ("k3s: our launcher around real Kubernetes, containerd, kine", k3s["stand_in"]),
                     ("Anthropic: tests/mocks/anthropic_server.py", running["anthropic"] is not None),
+                    ("sign-in provider: tests/mocks/oidc_provider.py", True),
+                    ("oauth2-proxy: tests/standins/oauth2-proxy", built.oauth2_proxy_stand_in),
                 )
                 if used
             ]
@@ -244,6 +252,35 @@ def _power_on(options: argparse.Namespace) -> int:
         if not host.is_on(bed, options.host):
             host.start(bed, options.host)
         host.wait_for_boot(bed, [options.host])
+    return 0
+
+
+def _renew(options: argparse.Namespace) -> int:
+    need_root()
+    with state.hold(options.name):
+        bed = state.load(options.name)
+        bed.number(options.host)
+        host.renew(bed, options.host)
+        host.wait_for_boot(bed, [options.host])
+    return 0
+
+
+def _unplug(options: argparse.Namespace) -> int:
+    return _cable(options, connected=False)
+
+
+def _plug(options: argparse.Namespace) -> int:
+    return _cable(options, connected=True)
+
+
+def _cable(options: argparse.Namespace, *, connected: bool) -> int:
+    need_root()
+    with state.hold(options.name):
+        bed = state.load(options.name)
+        bed.number(options.host)
+        if not host.is_on(bed, options.host):
+            raise BedError(f"{options.host} of bed {bed.name} is off")
+        net.cable(bed, options.host, connected=connected)
     return 0
 
 

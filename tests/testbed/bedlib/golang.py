@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 from . import cache
-from .common import TESTBED, run
+from .common import REPOSITORY, TESTBED, run
 
 GO = TESTBED / "go"
 KUBERNETES = ("1", "36")
@@ -104,3 +106,18 @@ HELM = Program(
 )
 # Go names a program after its package: the server is `server`.
 ETCD = Program("etcd", GO / "tools/etcd", ("go.etcd.io/etcd/server/v3", "go.etcd.io/etcd/etcdctl/v3"))
+STANDIN = REPOSITORY / "tests/standins/oauth2-proxy"
+OAUTH2_PROXY = Program("oauth2-proxy", STANDIN, (".",), sources=(STANDIN,))
+
+
+def traefik_definitions() -> Path:
+    """Traefik's kinds as the API server takes them: a file of Traefik's own module, which go.sum pins like a program."""
+    module = GO / "tools/traefik"
+
+    def build(folder: Path) -> None:
+        said = run("go", "mod", "download", "-json", "github.com/traefik/traefik/v3", cwd=module,
+                   env={**os.environ, "GOFLAGS": "-mod=readonly", "GOWORK": "off"}).stdout  # fmt: skip
+        reference = Path(json.loads(said)["Dir"]) / "docs/content/reference/dynamic-configuration"
+        shutil.copyfile(reference / "kubernetes-crd-definition-v1.yml", folder / "traefik-crd.yaml")
+
+    return cache.entry("traefik-definitions", [module / "go.mod", module / "go.sum"], build) / "traefik-crd.yaml"

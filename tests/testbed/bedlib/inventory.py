@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from .services import ANTHROPIC_KEY
+from .services import ANTHROPIC_KEY, OIDC_CLIENT, OIDC_SECRET
 from .state import Bed
 
 
@@ -28,6 +28,7 @@ def variables(bed: Bed, described: dict[str, Any]) -> dict[str, Any]:
             "k3s_kubeconfig": str(bed.folder / "kubeconfig"),
             "gateway_base_image": services["base_image"],
             "gateway_storage_class": "local-path",
+            **_sign_in(bed, services),
         }
         if services["anthropic"]:
             found |= {
@@ -36,6 +37,29 @@ def variables(bed: Bed, described: dict[str, Any]) -> dict[str, Any]:
                 "gateway_ca_pem": (bed.folder / "ca.crt").read_text(),
             }
     return found
+
+
+def _sign_in(bed: Bed, services: dict[str, Any]) -> dict[str, Any]:
+    """Where front door and sign-in come from, for a run that also sets `oauth2_proxy_chat_host`: without it neither is deployed."""
+    issuer = services["oidc"]
+    return {
+        "traefik_image": services["traefik_image"],
+        "traefik_ca_file": str(bed.folder / "house-ca.crt"),
+        "oauth2_proxy_image": services["oauth2_proxy_image"],
+        "oauth2_proxy_provider": "oidc",
+        "oauth2_proxy_client_id": OIDC_CLIENT,
+        "oauth2_proxy_client_secret": OIDC_SECRET,
+        "oauth2_proxy_ca_pem": (bed.folder / "ca.crt").read_text(),
+        "oauth2_proxy_oidc": {
+            "name": "the bed",
+            "email_verified": True,
+            "issuer_url": issuer,
+            "login_url": f"{issuer}/authorize",
+            "redeem_url": f"{issuer}/token",
+            "userinfo_url": f"{issuer}/userinfo",
+            "jwks_url": f"{issuer}/jwks",
+        },
+    }
 
 
 def text(bed: Bed, described: dict[str, Any]) -> str:

@@ -124,6 +124,11 @@ def host_up(bed: Bed, host: str) -> None:
         run("ip", "-n", namespace, *words.split())
 
 
+def cable(bed: Bed, host: str, *, connected: bool) -> None:
+    """Pull a host's network cable, or put it in again; addresses and routes of the host stay. `host_up` begins with it in."""
+    run("ip", "-n", bed.lab, "link", "set", f"v{host}", "up" if connected else "down")
+
+
 def host_down(bed: Bed, host: str) -> None:
     """Pull the plug first: a namespace lives on as long as a process of it does."""
     run("ip", "-n", bed.lab, "link", "del", f"v{host}", check=False)

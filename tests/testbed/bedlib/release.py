@@ -13,11 +13,11 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from . import cache, debian, golang, images
-from .common import BedError, run
+from .common import REPOSITORY, BedError, run
 
 PAUSE = "docker.io/rancher/mirrored-pause:bed"
 COREDNS = "docker.io/rancher/mirrored-coredns-coredns:bed"
@@ -43,16 +43,30 @@ LD_LIBRARY_PATH=$root/lib/aux XTABLES_LIBDIR=$root/lib/aux/xtables exec "$root/l
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """One image, in a registry's storage of its own."""
+
+    storage: Path
+    name: str  # repository@digest
+
+    @classmethod
+    def of(cls, entry: Path) -> Stored:
+        return cls(entry / "storage", (entry / "image").read_text())
+
+
+@dataclasses.dataclass(frozen=True)
 class Built:
     """What `bed build all` made."""
 
     releases: Path
-    registry: Path
     tools: Path
-    base_image: str  # repository@digest
+    base: Stored
+    oauth2_proxy: Stored
+    traefik: Stored
+    oauth2_proxy_stand_in: bool
 
     def described(self) -> dict[str, str]:
-        return {"releases": str(self.releases), "registry": str(self.registry), "tools": str(self.tools)}
+        return {"releases": str(self.releases), "registry": str(self.base.storage), "tools": str(self.tools)}
 
 
 def sha256(path: Path) -> str:
@@ -178,6 +192,7 @@ def payload(version: str) -> Path:
     kubernetes, launcher = golang.kubernetes(version), golang.launcher(version)
     parts = [golang.CONTAINERD, golang.KINE, golang.PAUSE, golang.COREDNS, golang.LOCAL_PATH, golang.PACKER]
     inputs = [part for program in (kubernetes, launcher, *parts) for part in program.inputs()]
+    definitions = golang.traefik_definitions()
 
     def build(folder: Path) -> None:
         root = folder / "payload"
@@ -188,6 +203,8 @@ def payload(version: str) -> Path:
         (root / "images").mkdir()
         for archive in system_images().glob("*.tar"):
             shutil.copy(archive, root / "images")
+        (root / "manifests").mkdir()
+        shutil.copy(definitions, root / "manifests")
         run(
             golang.PACKER.entry() / "k3spack", "-payload", root, "-launcher", launcher.entry() / "k3s",
             "-out", folder / "k3s",
@@ -196,7 +213,8 @@ def payload(version: str) -> Path:
         lay_out(folder / version, folder / "k3s", sorted((system_images() / "release").iterdir()))
         (folder / "k3s").unlink()
 
-    return cache.entry("release", [version, *inputs, str(debian_parts()), str(system_images()), *cache.texts(lay_out)], build) / version
+    others: list[str | Path] = [definitions, str(debian_parts()), str(system_images())]
+    return cache.entry("release", [version, *inputs, *others, *cache.texts(lay_out)], build) / version
 
 
 def releases() -> Path:
@@ -210,30 +228,64 @@ def releases() -> Path:
     return cache.entry("releases", [str(folder) for folder in folders], build)
 
 
-def registry(tools_folder: Path) -> tuple[Path, str]:
-    """The registry's storage with the Python base image in it, and the image's `repository@digest`."""
+def pushed(tools_folder: Path, folder: Path, name: str, tag: str, layer: Path, config: Mapping[str, object]) -> str:
+    """Make an image with that one layer, leave a registry's storage with it in `folder`, and return `repository@digest`."""
+    image = images.Image(f"{name}:{tag}", layer, config)
+    packed_layer = folder / "layer.tar.gz"
+    with (
+        layer.open("rb") as source,
+        packed_layer.open("wb") as target,
+        gzip.GzipFile("", "wb", 6, target, mtime=0) as packed,
+    ):
+        shutil.copyfileobj(source, packed)
+    with _Registry(tools_folder / "docker-registry", folder) as address:
+        digest = images.push(address, name, tag, image, packed_layer)
+    for leftover in (layer, packed_layer, folder / "registry.yml"):
+        leftover.unlink()
+    return f"{name}@{digest}"
+
+
+def registry(tools_folder: Path) -> Stored:
+    """The Python base image."""
     name, tag = BASE_IMAGE
+    config = {"Cmd": ["python3"], "Env": [f"PATH={PATH}", "LANG=C.UTF-8"]}
 
     def build(folder: Path) -> None:
         debian.build_python_layer(folder)
-        image = images.Image(
-            f"{name}:{tag}", folder / "layer.tar",
-            {"Cmd": ["python3"], "Env": [f"PATH={PATH}", "LANG=C.UTF-8"]},
-        )  # fmt: skip
-        with (
-            image.layer.open("rb") as source,
-            (folder / "layer.tar.gz").open("wb") as target,
-            gzip.GzipFile("", "wb", 6, target, mtime=0) as packed,
-        ):
-            shutil.copyfileobj(source, packed)
-        with _Registry(tools_folder / "docker-registry", folder) as address:
-            digest = images.push(address, name, tag, image, folder / "layer.tar.gz")
-        (folder / "base_image").write_text(f"{name}@{digest}")
-        for leftover in ("layer.tar", "layer.tar.gz", "registry.yml"):
-            (folder / leftover).unlink()
+        (folder / "image").write_text(pushed(tools_folder, folder, name, tag, folder / "layer.tar", config))
 
-    entry = cache.entry("registry", [*debian.python_inputs(), Path(images.__file__), PATH], build)
-    return entry / "storage", (entry / "base_image").read_text()
+    inputs = [*debian.python_inputs(), Path(images.__file__), *cache.texts(pushed), PATH]
+    return Stored.of(cache.entry("registry", inputs, build))
+
+
+def program_image(tools_folder: Path, name: str, program: Path, path: str) -> Stored:
+    """An image with one static program and nothing else, as the projects publish theirs without a shell."""
+
+    def build(folder: Path) -> None:
+        layer = folder / "layer.tar"
+        images.write_layer(layer, {path: program}, {}, ["tmp"])
+        config = {"Entrypoint": [f"/{path}"], "User": "65532:65532", "Env": ["PATH=/bin"]}
+        (folder / "image").write_text(pushed(tools_folder, folder, f"hearth/{name}", "bed", layer, config))
+
+    return Stored.of(cache.entry(f"image-{name}", [name, program, path, Path(images.__file__), *cache.texts(pushed)], build))
+
+
+def traefik() -> Path:
+    """The real Traefik, from the package that requirements/dev.txt locks by hash. BedError without it."""
+    found = shutil.which("traefik", path=str(REPOSITORY / ".venv/bin"))
+    if found is None:
+        raise BedError("traefik is missing: `make setup` installs it into .venv, from requirements/dev.txt")
+    return Path(found)
+
+
+def oauth2_proxy() -> Path:
+    """HEARTH_BED_OAUTH2_PROXY=/path/to/the/real/one, else the stand-in."""
+    given = os.environ.get("HEARTH_BED_OAUTH2_PROXY")
+    if not given:
+        return golang.OAUTH2_PROXY.entry() / "oauth2-proxy-standin"
+    if not os.access(given, os.X_OK):
+        raise BedError(f"HEARTH_BED_OAUTH2_PROXY={given} is no program")
+    return Path(given).resolve()
 
 
 class _Registry:
@@ -272,5 +324,12 @@ class _Registry:
 
 def build_everything() -> Built:
     tools_folder = tools()
-    storage, base_image = registry(tools_folder)
-    return Built(releases(), storage, tools_folder, base_image)
+    proxy = oauth2_proxy()
+    return Built(
+        releases=releases(),
+        tools=tools_folder,
+        base=registry(tools_folder),
+        oauth2_proxy=program_image(tools_folder, "oauth2-proxy", proxy, "bin/oauth2-proxy"),
+        traefik=program_image(tools_folder, "traefik", traefik(), "usr/local/bin/traefik"),
+        oauth2_proxy_stand_in="standin" in run(proxy, "--version").stdout,
+    )

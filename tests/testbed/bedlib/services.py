@@ -16,9 +16,13 @@ from . import cgroups, release
 from .common import REPOSITORY, BedError, remove_tree, run, say, write
 from .state import Bed
 
-RELEASE_PORT, ANTHROPIC_PORT, REGISTRY_PORT = 8443, 8444, 5000
+RELEASE_PORT, ANTHROPIC_PORT, OIDC_PORT, REGISTRY_PORT = 8443, 8444, 8445, 5000
 ANTHROPIC_KEY = "sk-ant-bed-0001"  # no secret: the stand-in's only key
 ANTHROPIC_MOCK = REPOSITORY / "tests/mocks/anthropic_server.py"
+OIDC_CLIENT, OIDC_SECRET = "hearth", "client-secret-of-the-bed"  # no secret either
+OIDC_MOCK = REPOSITORY / "tests/mocks/oidc_provider.py"
+# It signs tokens with a library that the machine's own Python need not have.
+PROJECT_PYTHON = REPOSITORY / ".venv/bin/python"
 
 
 def start(bed: Bed, built: release.Built) -> dict[str, Any]:
@@ -29,7 +33,10 @@ def start(bed: Bed, built: release.Built) -> dict[str, Any]:
     described = {
         "release": f"https://{bed.gateway}:{RELEASE_PORT}/k3s",
         "registry": f"{bed.gateway}:{REGISTRY_PORT}",
-        "base_image": f"{bed.gateway}:{REGISTRY_PORT}/{built.base_image}",
+        "base_image": f"{bed.gateway}:{REGISTRY_PORT}/{built.base.name}",
+        "oauth2_proxy_image": f"{bed.gateway}:{REGISTRY_PORT}/{built.oauth2_proxy.name}",
+        "traefik_image": f"{bed.gateway}:{REGISTRY_PORT}/{built.traefik.name}",
+        "oidc": f"https://{bed.gateway}:{OIDC_PORT}",
         "anthropic": None,
     }
     _spawn(
@@ -38,6 +45,13 @@ def start(bed: Bed, built: release.Built) -> dict[str, Any]:
         "--bind", f"{bed.gateway}:{RELEASE_PORT}", "--root", str(bed.folder / "release"), *_tls(bed),
     )  # fmt: skip
     _start_registry(bed, built)
+    secret = bed.folder / "oidc-client-secret"
+    write(secret, OIDC_SECRET, 0o600)
+    _spawn(
+        bed, "oidc", OIDC_PORT,
+        str(PROJECT_PYTHON), str(OIDC_MOCK), "--bind", f"{bed.gateway}:{OIDC_PORT}", "--client-id", OIDC_CLIENT,
+        "--client-secret-file", str(secret), *_tls(bed),
+    )  # fmt: skip
     if ANTHROPIC_MOCK.exists():
         described["anthropic"] = f"https://{bed.gateway}:{ANTHROPIC_PORT}"
         _spawn(
@@ -62,7 +76,8 @@ def _start_registry(bed: Bed, built: release.Built) -> None:
     storage = bed.folder / "registry"
     remove_tree(storage)
     # A copy: what a test pushes must not reach the next bed.
-    shutil.copytree(built.registry, storage)
+    for image in (built.base, built.oauth2_proxy, built.traefik):
+        shutil.copytree(image.storage, storage, dirs_exist_ok=True)
     config = {
         "version": 0.1,
         "log": {"level": "warn", "accesslog": {"disabled": True}},
@@ -120,7 +135,7 @@ def greets(bed: Bed, port: int) -> bool:
 
 def state(bed: Bed) -> dict[str, bool]:
     """Which services answer."""
-    ports = {"release": RELEASE_PORT, "registry": REGISTRY_PORT}
+    ports = {"release": RELEASE_PORT, "registry": REGISTRY_PORT, "oidc": OIDC_PORT}
     if ANTHROPIC_MOCK.exists():
         ports["anthropic"] = ANTHROPIC_PORT
     return {name: greets(bed, port) for name, port in ports.items()}

@@ -15,7 +15,7 @@ from hearth_gateway import __version__, web
 from hearth_gateway.api import chat, description, endpoints, health, me, messages, models, transparency, usage
 from hearth_gateway.api.door import Door
 from hearth_gateway.api.framework import HearthApp
-from hearth_gateway.api.responses import error_response, own_headers
+from hearth_gateway.api.responses import HearthResponse, error_response, own_headers
 from hearth_gateway.clock import Clock, SystemClock
 from hearth_gateway.config import (
     AnthropicProviderConfig,
@@ -369,13 +369,13 @@ def _add_error_handlers(app: Flask, metrics: Metrics, log: Log) -> None:
 
 def _add_response_hook(app: Flask, lifecycle: Lifecycle, metrics: Metrics) -> None:
     @app.after_request
-    def finish(response: Response) -> Response:
+    def finish(response: HearthResponse) -> HearthResponse:
         asked = request._get_current_object()  # type: ignore[attr-defined]
         route = asked.url_rule.rule if asked.url_rule is not None else "other"
         method = asked.method if asked.method in ("GET", "HEAD", "POST") else "other"
         metrics.response(route, method, response.status_code)
-        response.headers.extend(own_headers(asked))
+        response.more_headers += own_headers(asked)
         if lifecycle.leaving:
             # Or a keep-alive client would send its next request into a socket that is going away.
-            response.headers["Connection"] = "close"
+            response.more_headers += (("Connection", "close"),)
         return response

@@ -45,7 +45,7 @@ class UsageError(Exception):
 
 def add_parser(commands: Any, load: _Load) -> None:
     """Add ``person`` and its subcommands. ``load`` reads a configuration file; None: it has said what is wrong."""
-    person = commands.add_parser("person", help="who may chat: set, disable, enable, list, delete-data")
+    person = commands.add_parser("person", help="who may chat: set, disable, enable, list, rename, delete-data")
     actions = person.add_subparsers(required=True, metavar="ACTION")
 
     def action(name: str, run: _Action, text: str, one: bool = True) -> argparse.ArgumentParser:
@@ -59,6 +59,7 @@ def add_parser(commands: Any, load: _Load) -> None:
 
     setting = action("set", _set, "add a person, or change what is known of them")
     setting.add_argument("--alias", metavar="NAME", help="a short name for lists and metrics; '' for none")
+    setting.add_argument("--active", action="store_true", help="let the person in again as well, as `enable` does")
     setting.add_argument("--limits", metavar="JSON", help="their own ceilings, in place of limits.person; 'none' for the house's")
     setting.add_argument(
         "--not-before", metavar="WHEN", help="refuse until then and cut what is open: 'now', 2026-11-21T18:00:00+00:00, or 'none'"
@@ -66,6 +67,8 @@ def add_parser(commands: Any, load: _Load) -> None:
     action("disable", _disable, "refuse the person and cut their open answers")
     action("enable", _enable, "let the person in again")
     action("list", _list, "everybody the gateway knows", one=False)
+    renaming = action("rename", _rename, "give the person another address, with all they used; the former one is refused")
+    renaming.add_argument("--to", metavar="EMAIL", help="the new address; with EMAIL - both stand in the line on standard input")
     action("delete-data", _delete_data, "forget the person; what they used stays as nobody's")
 
 
@@ -89,7 +92,8 @@ class _Store:
         after = dataclasses.replace(before or Person(email, _now()), **changes)
         if after != before:
             self.people.put(after)
-        return _Result({"changed": after != before, "person": self.shown(after)}, self.line(after))
+        shown = {"before": None if before is None else self.shown(before), "person": self.shown(after)}
+        return _Result({"changed": after != before, **shown}, self.line(after))
 
     def shown(self, person: Person) -> dict[str, Any]:
         return {
@@ -117,8 +121,7 @@ def _run(arguments: argparse.Namespace, run: Callable[[_Store, argparse.Namespac
     if config is None:
         return EXIT_BAD_USE
     try:
-        if getattr(arguments, "email", None) is not None:
-            arguments.email = _email(arguments.email)
+        _read_addresses(arguments)
         password = read_secret(Path(config.database_password_file)) if config.database_password_file else None
         with closing(_Disposable(open_database(config.database_url, password))) as database:
             people = SqlPeople(database.engine)
@@ -143,7 +146,7 @@ class _Disposable:
 
 
 def _set(store: _Store, arguments: argparse.Namespace) -> _Result:
-    changes: dict[str, Any] = {}
+    changes: dict[str, Any] = {"active": True} if arguments.active else {}
     if arguments.alias is not None:
         changes["alias"] = _alias(arguments.alias)
     if arguments.limits is not None:
@@ -182,10 +185,43 @@ def _delete_data(store: _Store, arguments: argparse.Namespace) -> _Result:
     return _Result({"changed": changed, **dataclasses.asdict(done)}, text if changed else f"{email}: nothing was stored")
 
 
+def _rename(store: _Store, arguments: argparse.Namespace) -> _Result:
+    old, new = arguments.email, arguments.to
+    if old == new:
+        raise UsageError("both addresses are the same")
+    before = store.people.get(old)
+    if before is None:
+        return _Result({"changed": False, "person": None}, f"{old}: nobody is known by this address")
+    if before.active:
+        # First their answers end, and with that they are charged: what is still open would stay behind.
+        store.people.put(dataclasses.replace(before, active=False))
+        time.sleep(CUT_WITHIN_S)
+    done = store.people.rename(old, new)
+    text = f"{store.line(done.person)}; {done.ledger_rows} rows and {done.daily_sums} daily sums of {old} are theirs now"
+    if done.open_rows:
+        text += f"; {done.open_rows} answers were still being written, run this again when they are done"
+    data = {**dataclasses.asdict(done), "person": store.shown(done.person), "changed": done.changed or before.active}
+    return _Result(data, text)
+
+
+def _read_addresses(arguments: argparse.Namespace) -> None:
+    """``-`` keeps addresses out of the list of processes, which every user of a machine can read."""
+    given = {name: value for name in ("email", "to") if (value := getattr(arguments, name, None)) is not None}
+    if given.get("email") == "-":
+        # One line with all of them: what an API server hands to a command has no end that it could wait for.
+        words, names = sys.stdin.readline().split(), ["email", *(["to"] if hasattr(arguments, "to") and "to" not in given else [])]
+        if len(words) != len(names):
+            raise UsageError(f"standard input must have {len(names)} address{'es' if len(names) > 1 else ''} in one line")
+        given |= dict(zip(names, words, strict=True))
+    if "email" in given and hasattr(arguments, "to") and "to" not in given:
+        raise UsageError("--to EMAIL is missing: the new address")
+    for name, address in given.items():
+        setattr(arguments, name, _email(address))
+
+
 def _email(given: str) -> str:
-    """``-`` keeps an address out of the list of processes, which every user of a machine can read."""
     try:
-        return normalise_email(sys.stdin.readline().strip() if given == "-" else given)
+        return normalise_email(given)
     except ValueError as problem:
         raise UsageError(f"the address {problem}") from None
 

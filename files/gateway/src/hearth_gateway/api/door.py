@@ -10,6 +10,7 @@ from typing import Protocol
 
 from flask import request
 
+from hearth_gateway.api.responses import current_environ
 from hearth_gateway.core.identity import Caller, TokenStore
 from hearth_gateway.errors import GatewayError, Kind
 
@@ -36,7 +37,7 @@ class Door:
 
     def caller(self) -> Caller:
         """Raises ``GatewayError``: no valid credential, more than one, or one that may not do this."""
-        environ = request.environ
+        environ = current_environ()
         caller = self._tokens.identify(
             environ.get("HTTP_AUTHORIZATION"), environ.get("HTTP_X_API_KEY"), environ.get("HTTP_X_HEARTH_END_USER")
         )
@@ -49,7 +50,7 @@ class Door:
 
     def before_request(self) -> None:
         """A browser's credential opens no other route, also none that would ask for no credential."""
-        if request.environ.get("HTTP_AUTHORIZATION", "")[:6].lower() == "basic ":
+        if current_environ().get("HTTP_AUTHORIZATION", "")[:6].lower() == "basic ":
             _check_route()
 
 

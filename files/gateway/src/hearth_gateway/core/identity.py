@@ -24,12 +24,13 @@ import re
 import threading
 import unicodedata
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 
 from hearth_gateway.clock import Clock
 from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.records import record
 from hearth_gateway.secrets import SecretError, read_secret
 
 MIN_TOKEN_LENGTH = 16
@@ -43,7 +44,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 _NOT_IN_EMAIL = frozenset(',";:<>()[]\\')
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Caller:
     """Who asks. ``name`` is the name of the token that was presented.
 

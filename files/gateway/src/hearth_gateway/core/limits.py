@@ -14,7 +14,7 @@ from __future__ import annotations
 import datetime
 import zoneinfo
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import lru_cache
 from typing import Literal, NamedTuple
@@ -123,10 +123,10 @@ class Ceiling:
     amount: int
     soft_amount: int
     when: Callable[[float], str]
+    key: Key = field(init=False)
 
-    @property
-    def key(self) -> Key:
-        return self.scope, self.period.key
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "key", (self.scope, self.period.key))
 
     def used(self, sums: Sums) -> int:
         return sums.tokens if self.limit == "tokens_per_day" else sums.nano

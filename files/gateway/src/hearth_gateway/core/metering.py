@@ -8,7 +8,7 @@ somebody hung up in the middle, the rest is estimated and marked so; it is never
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal, Protocol
 
 from hearth_gateway.clock import Clock
@@ -16,6 +16,7 @@ from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.limits import Bounds, LimitBook
 from hearth_gateway.core.prices import PriceBook
 from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.records import record
 from hearth_gateway.translate.events import Usage
 
 # The outcome of an answer that nobody waited for. All others are OK or the value of an error kind.
@@ -25,7 +26,7 @@ OK = "ok"
 _NO_USAGE = Usage()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Leg:
     """One attempt at one provider. A request that failed over has several, numbered from 1.
 
@@ -52,7 +53,7 @@ class Leg:
     images: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Admission:
     """What is known of a request before any provider is tried.
 
@@ -99,7 +100,7 @@ class Meter(Protocol):
 State = Literal["settled", "estimated"]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Intent:
     """A leg that is about to begin, with the most it can cost. ``cost_nano`` is None without a price."""
 
@@ -122,7 +123,7 @@ class Intent:
         return self.prompt_tokens + self.max_output_tokens
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settlement:
     """How a leg ended. ``usage`` is what is billed: the vendor's count, or ours where ``state`` is `estimated`."""
 

@@ -37,13 +37,12 @@ class Rates:
 
     def of(self, usage: Usage) -> Decimal:
         """US dollars, exact."""
-        return (
-            usage.input * self.input
-            + usage.output * self.output
-            + usage.cache_read * self.cache_read
-            + (usage.cache_write - usage.cache_write_1h) * self.cache_write_5m
-            + usage.cache_write_1h * self.cache_write_1h
-        ) / _MILLION
+        amount = usage.input * self.input + usage.output * self.output
+        if usage.cache_read or usage.cache_write:
+            amount += usage.cache_read * self.cache_read
+            amount += (usage.cache_write - usage.cache_write_1h) * self.cache_write_5m
+            amount += usage.cache_write_1h * self.cache_write_1h
+        return amount / _MILLION
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ class Pseudonym:
         if len(key) < MIN_PSEUDONYM_KEY:
             raise ValueError(f"the pseudonym key must have {MIN_PSEUDONYM_KEY} characters or more")
         self._key = key
-        self.of = lru_cache(maxsize=1024)(self._of)
+        self.of = lru_cache(maxsize=4096)(self._of)
 
     def _of(self, person: str) -> str:
         return "p-" + hmac.new(self._key, person.encode(), hashlib.sha256).hexdigest()[:_LENGTH]

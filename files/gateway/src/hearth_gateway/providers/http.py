@@ -12,9 +12,11 @@ redirects a POST with a key is a fault), no cookies, no proxies.
 from __future__ import annotations
 
 import re
+import select
 import socket
 import ssl
 import threading
+import time
 import zlib
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -116,33 +118,82 @@ class _Origin:
         return host if self.port == default else f"{host}:{self.port}"
 
 
+# What a socket that does not wait says in place of waiting.
+_WOULD_WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
 class _Connection:
-    """A socket and what was received on it but not yet used."""
+    """A socket and what was received on it but not yet used.
+
+    The socket itself never waits, ``poll`` does: a socket with a timeout asks the kernel three times where one
+    answer is enough, and each time another thread may take the turn.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
         self.sock = sock
         self.buffer = bytearray()
         self.reused = False
         self.idle_since = 0.0
+        # What TLS has unpacked already is no longer in the socket, and nobody would wake for it.
+        self._unpacked = sock.pending if isinstance(sock, ssl.SSLSocket) else None
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def send(self, data: bytes) -> None:
+        """All of it. Raises ``OSError``, which ``TimeoutError`` is one of."""
+        try:
+            sent = self.sock.send(data)
+        except _WOULD_WAIT:
+            sent = 0
+        if sent < len(data):
+            self.sock.settimeout(_SEND_S)
+            try:
+                self.sock.sendall(memoryview(data)[sent:])
+            finally:
+                self.sock.setblocking(False)
 
     def receive(self, wait_s: float) -> bool | None:
         """Receive into the buffer: True if bytes came, None if not within ``wait_s``, False at the end."""
-        # settimeout(0) would make the socket non-blocking, which is another mode altogether.
-        self.sock.settimeout(max(wait_s, 0.001))
+        until = 0.0
+        while self._is_readable(wait_s):
+            try:
+                data = self.sock.recv(_RECEIVE_BYTES)
+            except _WOULD_WAIT:
+                # Bytes, but of a TLS record that is not complete: they keep nobody waiting for longer.
+                now = time.monotonic()
+                until = until or now + wait_s
+                if now >= until:
+                    return None
+                wait_s = until - now
+                continue
+            except ssl.SSLEOFError:
+                return False
+            self.buffer += data
+            return bool(data)
+        return None
+
+    def is_quiet(self) -> bool:
+        """An idle connection has nothing to say. If it is readable, the vendor has closed it."""
+        if not self._is_readable(0):
+            return True
         try:
-            data = self.sock.recv(_RECEIVE_BYTES)
-        except TimeoutError:
-            return None
-        except ssl.SSLWantReadError:
-            return None
-        except ssl.SSLEOFError:
+            # Or these are bytes of TLS itself: then there is nothing to read all the same.
+            self.sock.recv(1)
+        except _WOULD_WAIT:
+            return True
+        except OSError:
             return False
-        self.buffer += data
-        return bool(data)
+        return False
 
     def close(self) -> None:
         with suppress(OSError):  # it is gone either way
             self.sock.close()
+
+    def _is_readable(self, wait_s: float) -> bool:
+        if self._unpacked is not None and self._unpacked():
+            return True
+        return bool(self._poll.poll(max(wait_s, 0) * 1000))  # for `poll`, less than 0 is for ever
 
 
 class HttpClient:
@@ -178,7 +229,7 @@ class HttpClient:
                 connection = self._pool.pop() if self._pool else None
             if connection is None:
                 return self.connect(connect_s)
-            if now - connection.idle_since < _MAX_IDLE_S and _is_quiet(connection.sock):
+            if now - connection.idle_since < _MAX_IDLE_S and connection.is_quiet():
                 connection.reused = True
                 return connection
             connection.close()
@@ -237,19 +288,6 @@ class HttpClient:
             raise unreachable("its name is not known") from None
 
 
-def _is_quiet(sock: socket.socket) -> bool:
-    """An idle connection has nothing to say. If it is readable, the vendor has closed it."""
-    sock.settimeout(0.0)
-    try:
-        # A TLS socket cannot peek; reading one byte is just as good, since none may come.
-        sock.recv(1)
-    except (BlockingIOError, ssl.SSLWantReadError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
 class _Pending:
     """A request on its way: sends it, then waits for the head of the response."""
 
@@ -265,9 +303,8 @@ class _Pending:
             raise
 
     def _send(self) -> None:
-        self._connection.sock.settimeout(_SEND_S)
         try:
-            self._connection.sock.sendall(self._request)
+            self._connection.send(self._request)
         except TimeoutError:
             raise unreachable("it stopped taking the request") from None
         except OSError:
@@ -287,18 +324,20 @@ class _Pending:
         # Of the whole wait, not of each byte: a head that drips in would hold the caller for ever.
         until = self._client.clock.monotonic() + wait_s
         while True:
-            head, mark, _ = bytes(connection.buffer).partition(b"\r\n\r\n")
-            if mark:
-                del connection.buffer[: len(head) + 4]
+            buffer = connection.buffer
+            end = buffer.find(b"\r\n\r\n")
+            if end >= 0:
+                head = bytes(buffer[:end])
+                del buffer[: end + 4]
                 status, headers = _parse_head(head)
                 if 100 <= status < 200:
                     continue  # an interim response; the real one follows
                 return _Body(self._client, connection, status, headers)
-            if len(head) > _MAX_HEAD_BYTES:
+            if len(buffer) > _MAX_HEAD_BYTES:
                 raise _protocol()
             left_s = until - self._client.clock.monotonic()
             try:
-                received = connection.receive(left_s) if left_s > 0 or not connection.buffer else None
+                received = connection.receive(left_s) if left_s > 0 or not buffer else None
             except OSError:
                 received = False
             if received is None:
@@ -333,6 +372,10 @@ def _parse_head(head: bytes) -> tuple[int, dict[str, str]]:
 
 
 _CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}\Z").match  # `int` alone takes signs, spaces and underscores, too
+
+
+# What stands between two chunks, as nearly everybody writes it; all else is read with care.
+_NEXT_CHUNK = re.compile(rb"\r\n([1-9A-Fa-f][0-9A-Fa-f]{0,14})\r\n").match
 
 
 def _chunk_size(line: bytes) -> int:
@@ -417,7 +460,9 @@ class _Body:
         at, size = 0, len(buffer)  # it is cut once and not with every chunk: one read may bring hundreds
         while at < size:
             left = self._left
-            if not left:
+            if not left and self._chunk_open and (line := _NEXT_CHUNK(buffer, at)) is not None:
+                left, at = int(line[1], 16), line.end()
+            elif not left:
                 at = self._framing(buffer, at)
                 left = self._left
                 if not left:

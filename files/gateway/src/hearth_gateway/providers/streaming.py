@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from typing import Protocol
 
+import orjson
+
 from hearth_gateway.errors import GatewayError
 from hearth_gateway.providers.base import Call
 from hearth_gateway.providers.http import PendingResponse, Response
-from hearth_gateway.translate.events import IDLE, End, Event, Text
+from hearth_gateway.translate.events import ALIVE, IDLE, End, Event, Text
 from hearth_gateway.translate.sse import SseParser
 
 # A text event is a few hundred bytes; a signed thinking block can be large. More is a fault.
@@ -25,6 +27,10 @@ class Reader(Protocol):
 
     def read(self, data: bytes) -> list[Event]:
         """Events of one SSE event."""
+
+    def plain(self, data: bytes) -> str | None:
+        """The text of an SSE event that brings nothing else, and that ``read`` would read as that now; None for
+        any other, also for what is no event. Changes nothing."""
 
     def read_whole(self, body: bytes) -> list[Event]:
         """Events of an answer that came as one document."""
@@ -77,6 +83,7 @@ def wait(pending: PendingResponse, call: Call) -> Generator[Event, None, Respons
 
 def _read_stream(response: Response, reader: Reader, call: Call) -> Iterator[Event]:
     parser = SseParser(_MAX_EVENT_BYTES)
+    pieces = Pieces(reader)
     while True:
         chunk = response.read(call.patience_s())
         if chunk is None:
@@ -85,7 +92,7 @@ def _read_stream(response: Response, reader: Reader, call: Call) -> Iterator[Eve
         found = parser.feed(chunk) if chunk else parser.end()
         if chunk and not found:
             yield IDLE  # bytes that are no event yet keep no answer alive: an event may drip in for ever
-        for event in _read(found, reader) if call.request.stream else _read_joined(found, reader):
+        for event in _read(found, pieces) if call.request.stream else _read_joined(found, pieces):
             if isinstance(event, End):
                 _finish_body(response)
             yield event
@@ -96,30 +103,90 @@ def _read_stream(response: Response, reader: Reader, call: Call) -> Iterator[Eve
             return
 
 
-def _read(found: list[tuple[str, bytes]], reader: Reader) -> Iterator[Event]:
+class Pieces:
+    """Reads events, most of them without a look at anything but their text.
+
+    Nearly all events of an answer are the same bytes around another piece of text. Once two that differ
+    in it alone are known to be plain, a third is too: until some other event comes, only what stands
+    between the same head and tail has to be parsed.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        self._head: bytes | None = None  # up to and with the quote before the text
+        self._tail = b""
+        self._around = 0
+        self._left_to_learn = 3  # some servers pad every event anew; theirs are not worth the trying
+
+    def read(self, data: bytes) -> str | list[Event]:
+        """A piece of text, as nearly always, or the events of one SSE event. Raises ``GatewayError``."""
+        head = self._head
+        if head is not None and data.startswith(head) and data.endswith(self._tail) and len(data) > self._around:
+            try:
+                # It begins and ends with a quote: a string, or no JSON at all.
+                text: str = orjson.loads(data[len(head) - 1 : len(data) - len(self._tail) + 1])
+            except orjson.JSONDecodeError:
+                text = ""  # the reader has the words for it
+            if text:
+                return text
+        events = self._reader.read(data)
+        if len(events) == 1 and isinstance(events[0], Text):
+            self._learn(data, events[0].text)
+        else:
+            self._head = None
+        return events
+
+    def _learn(self, data: bytes, text: str) -> None:
+        if not self._left_to_learn:
+            return
+        self._left_to_learn -= 1
+        head, found, tail = data.rpartition(orjson.dumps(text))
+        other = text + "."
+        # Were these bytes something else than the text, this would not be the text now.
+        if found and self._reader.plain(head + orjson.dumps(other) + tail) == other:
+            self._head, self._tail = head + b'"', b'"' + tail
+            self._around = len(head) + len(tail) + 2
+
+
+def _read(found: list[tuple[str, bytes]], pieces: Pieces) -> Iterator[Event]:
     for _, data in found:
-        yield from reader.read(data)
+        read = pieces.read(data)
+        if isinstance(read, str):
+            yield Text(read)
+        else:
+            yield from read
 
 
-def _read_joined(found: list[tuple[str, bytes]], reader: Reader) -> Iterator[Event]:
+def _read_joined(found: list[tuple[str, bytes]], pieces: Pieces) -> Iterator[Event]:
     """The same, with neighbouring pieces of text as one: who gets the answer as a whole sees no difference,
     and all that follows is done once and not for each word."""
     texts: list[str] = []
+    alive = False  # a sign of life that nothing came out of yet
     fault: GatewayError | None = None
     try:
         for _, data in found:
-            for event in reader.read(data):
+            read = pieces.read(data)
+            if isinstance(read, str):
+                texts.append(read)
+                continue
+            for event in read:
                 if isinstance(event, Text):
                     texts.append(event.text)
+                    continue
+                if event is ALIVE:
+                    alive = True
                     continue
                 if texts:
                     yield Text("".join(texts))
                     texts.clear()
+                alive = False
                 yield event
     except GatewayError as error:
         fault = error
     if texts:
         yield Text("".join(texts))  # also before a fault: it was there first
+    elif alive:
+        yield ALIVE
     if fault is not None:
         raise fault
 

@@ -32,6 +32,10 @@ class DatabaseError(Exception):
     """Why the database cannot be used, as a sentence for the operator."""
 
 
+class BusyError(sa.exc.DBAPIError):
+    """Another connection writes to SQLite's file at the moment."""
+
+
 def open_database(url: str, password: str | None = None) -> sa.Engine:
     """Open, check that it can be written, migrate. ``password`` is PostgreSQL's. Raises ``DatabaseError``."""
     where = sa.make_url(url)
@@ -71,7 +75,8 @@ class DriverConnection:
     """A connection of the driver's own, and transactions on it, for what runs with every request.
 
     SQLAlchemy's bookkeeping for a transaction costs several times what SQLite needs for its statements.
-    Every method raises ``SQLAlchemyError``, as a ``Connection`` does. For one thread at a time.
+    Every method raises ``SQLAlchemyError``, as a ``Connection`` does. For one thread at a time. On SQLite,
+    ``begin`` does not wait for who else is writing, but raises ``BusyError``.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -83,11 +88,18 @@ class DriverConnection:
         except self._fault as error:
             raise sa.exc.DBAPIError("connect", None, error) from None
         self._cursor: Any = self._pooled.cursor()
+        if self._is_sqlite:
+            self.exec_driver_sql("PRAGMA busy_timeout = 0")
 
     def begin(self) -> None:
         """PostgreSQL's driver begins by itself, with the first statement."""
-        if self._is_sqlite:
-            self.exec_driver_sql(_BEGIN_WRITING)
+        if not self._is_sqlite:
+            return
+        try:
+            self._cursor.execute(_BEGIN_WRITING)
+        except self._fault as error:
+            busy = getattr(error, "sqlite_errorcode", 0) & 0xFF == sqlite3.SQLITE_BUSY
+            raise (BusyError if busy else sa.exc.DBAPIError)(_BEGIN_WRITING, None, error) from None
 
     def exec_driver_sql(self, statement: str, parameters: tuple[Any, ...] | list[tuple[Any, ...]] = ()) -> Any:
         """A cursor, good until the next statement. A list of parameters runs the statement once for each."""
@@ -101,7 +113,10 @@ class DriverConnection:
         return self._cursor
 
     def commit(self) -> None:
-        self._end(self._pooled.commit)
+        if self._is_sqlite:
+            self.exec_driver_sql("COMMIT")  # the driver's own method parses the word anew each time
+        else:
+            self._end(self._pooled.commit)
 
     def rollback(self) -> None:
         self._end(self._pooled.rollback)

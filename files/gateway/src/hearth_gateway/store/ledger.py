@@ -1,8 +1,13 @@
 """The ledger: intents before, settlements after, and the sums that limits are checked against.
 
-One thread writes, in transactions that hold all that waits at that moment. An intent is answered when
-its transaction is on disk, so a hundred requests that come together share one flush; a settlement is
-not waited for and rides with the next intents, or goes alone after a moment.
+One thread at a time writes, in a transaction that holds all that waits at that moment. On SQLite it is the
+thread of the request itself that comes when nobody is writing: it writes for all, and of those that came
+meanwhile the first writes next. So no thread has to be woken for a request that comes alone, and a hundred that
+come together share one flush. A thread of the ledger's own writes what can wait, and whatever may take time:
+all on PostgreSQL, and on SQLite what finds the database busy.
+
+An intent is answered when its transaction is on disk; a settlement is not waited for and rides with the next
+intents, or goes alone after a moment.
 
 The order within a transaction is what makes a limit exact. The sums of the scopes are raised first,
 by settlements and by all that new intents want to reserve; that also locks their rows, so another
@@ -16,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -26,13 +32,17 @@ import sqlalchemy as sa
 from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, LimitEvent, Rate, Sums, reported_bit
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.store.database import DriverConnection, is_postgresql, reason
+from hearth_gateway.records import record
+from hearth_gateway.store.database import BusyError, DriverConnection, is_postgresql, reason
 from hearth_gateway.store.spending import Changes, driver_text
 
 # Settlements without an intent to ride with are written after this time.
 _SETTLE_WAIT_S = 0.05
 _BATCH = 500
 _RETRY_S = 1.0
+# While somebody else writes to SQLite's file, it is asked again for so long, with such pauses.
+_BUSY_S = 5.0
+_BUSY_PAUSE_S = 0.002
 # The database is busy or away: this long a request waits for its intent before it is refused.
 _INTENT_WAIT_S = 10.0
 # Full disk: this many answers can still be counted while we wait. Then new requests are refused.
@@ -70,11 +80,19 @@ class _Bell:
 
 @dataclass(slots=True, eq=False)
 class _Begin:
-    """An intent that somebody waits for. ``error`` is None once it is on disk."""
+    """An intent that somebody waits for. Once it is ``answered``, it is on disk if ``error`` is None.
+
+    ``bell`` rings when it is answered, or when it is this one's turn to write.
+    """
 
     intent: Intent
     error: GatewayError | None = None
-    done: _Bell = field(default_factory=_Bell)
+    answered: bool = False
+    bell: _Bell = field(default_factory=_Bell)
+
+    def answer(self) -> None:
+        self.answered = True
+        self.bell.ring()
 
 
 @dataclass(slots=True, eq=False)
@@ -103,10 +121,18 @@ class Ledger:
         self._writer = _Writer(engine, self.instance, on_limit, on_sums)
         self._engine = engine
         self._on_problem = on_problem
+        # Any thread appends; who holds `_writing` takes away, from the left, what is written.
         self._queue: deque[_Begin | _Settle] = deque()
-        # Any thread appends; the writer alone takes away, from the left, what is written.
+        # Never waited for by a thread of a request: an answer that nobody closed is settled by the garbage
+        # collector, also in a thread that is writing.
+        self._writing = threading.Lock()
+        # A request that waits for its intent may be refused in the end, one that writes cannot. SQLite says at
+        # once that it is busy; what PostgreSQL waits for, nobody knows.
+        self._requests_write = not is_postgresql(engine)
+        # Of the ledger's own thread.
         self._bell = _Bell()
         self._asleep = False
+        self._batches = 0
         self._stopping = False
         self._retry_now = threading.Event()
         self.failing = False
@@ -124,11 +150,16 @@ class Ledger:
     def begin(self, intent: Intent) -> None:
         waiting = _Begin(intent)
         self._queue.append(waiting)
-        self._bell.ring()
-        if not waiting.done.wait(_INTENT_WAIT_S):
-            # It may still be written, or be on its way: whatever becomes of it is taken back.
-            self._settle(_Settle(intent, None))
-            raise _unavailable()
+        while not waiting.answered:
+            if self._requests_write and not self._stopping and self._writing.acquire(blocking=False):
+                if self._write_for_all():
+                    continue  # a batch is written; mine was in it, unless very many wait
+            elif not self._requests_write:
+                self._bell.ring()
+            if not waiting.bell.wait(_INTENT_WAIT_S):
+                # It may still be written, or be on its way: whatever becomes of it is taken back.
+                self._settle(_Settle(intent, None))
+                raise _unavailable()
         if waiting.error is not None:
             raise waiting.error
 
@@ -165,50 +196,102 @@ class Ledger:
         self._thread.join(timeout_s)
         return len(self._queue)
 
-    # --- the thread that writes
+    # --- writing
+
+    def _write_for_all(self) -> bool:
+        """One batch, by the thread of a request, which holds `_writing`; released here. False: the database is
+        busy, and the ledger's own thread has to wait for it."""
+        try:
+            self._write(self._batch())
+        except BusyError:
+            self._bell.ring()
+            return False
+        finally:
+            self._writing.release()
+        self._pass_on()
+        return True
+
+    def _pass_on(self) -> None:
+        """The first of those that came meanwhile writes next. If it has just given up, the ledger's own thread
+        finds what is left soon."""
+        with contextlib.suppress(IndexError):  # somebody else is writing already
+            for index in range(len(self._queue)):
+                item = self._queue[index]
+                if isinstance(item, _Begin):
+                    (item.bell if self._requests_write else self._bell).ring()
+                    return
 
     def _write_loop(self) -> None:
-        batch: list[_Begin | _Settle] = []
         while self._queue or not self._stopping:
-            if len(batch) < _BATCH:
-                self._wait_for_work()
-            batch = [self._queue[index] for index in range(min(len(self._queue), _BATCH))]
-            if not batch:
-                continue
-            if self._write(batch):
-                for item in batch:
-                    self._queue.popleft()
-                    if isinstance(item, _Begin):
-                        item.done.ring()
-                continue
-            self._fail_begins()
-            if self._stopping:
+            self._wait_for_work()
+            with self._writing:
+                written = self._write_patiently()
+            if written:
+                self._pass_on()
+            elif self._stopping:
                 break
-            self._retry_now.wait(_RETRY_S)
-        self._writer.close()
+            else:
+                self._retry_now.wait(_RETRY_S)
+        with self._writing:
+            self._writer.close()
 
     def _wait_for_work(self) -> None:
-        """Until somebody waits for an intent, or settlements have waited long enough."""
-        if self._stopping or self._bell.wait(_SETTLE_WAIT_S) or self._queue:
-            return
-        # Quiet for a while. Under load nobody comes here, and no settlement has to wake anybody.
-        self._asleep = True
-        if not self._queue and not self._stopping:
-            self._bell.wait()
-        self._asleep = False
-        if not self._stopping and not any(isinstance(self._queue[index], _Begin) for index in range(len(self._queue))):
-            self._bell.wait(_SETTLE_WAIT_S)
+        """Until something cannot be written by a request, or settlements have waited long enough."""
+        while not self._stopping:
+            batches = self._batches
+            if self._bell.wait(_SETTLE_WAIT_S):
+                return
+            if self._batches != batches:
+                continue  # others write: what is queued goes with the next intent
+            if self._queue:
+                return
+            # Quiet for a while. Under load nobody comes here, and no settlement has to wake anybody.
+            self._asleep = True
+            if not self._queue and not self._stopping:
+                self._bell.wait()
+            self._asleep = False
+            if any(isinstance(self._queue[index], _Begin) for index in range(len(self._queue))):
+                return
+
+    def _write_patiently(self) -> bool:
+        batch, until = self._batch(), time.monotonic() + _BUSY_S
+        while True:
+            try:
+                return self._write(batch)
+            except BusyError as busy:
+                if time.monotonic() >= until:
+                    self._failed(busy)
+                    return False
+            time.sleep(_BUSY_PAUSE_S)
+
+    def _batch(self) -> list[_Begin | _Settle]:
+        return [self._queue[index] for index in range(min(len(self._queue), _BATCH))]
 
     def _write(self, batch: Sequence[_Begin | _Settle]) -> bool:
+        """False if it could not be written: then nobody waits any more. Raises ``BusyError``."""
+        if not batch:
+            return True
+        self._batches += 1
         try:
             self._writer.write(batch)
+        except BusyError:
+            raise
         except sa.exc.SQLAlchemyError as error:
-            if not self.failing:
-                self.failing = True
-                self._on_problem(f"the ledger cannot be written: {reason(error)}")
+            self._failed(error)
             return False
         self.failing = False
+        for item in batch:
+            self._queue.popleft()
+            if isinstance(item, _Begin):
+                item.answer()
         return True
+
+    def _failed(self, error: sa.exc.SQLAlchemyError) -> None:
+        if not self.failing:
+            self.failing = True
+            self._on_problem(f"the ledger cannot be written: {reason(error)}")
+        self._fail_begins()
+        self._bell.ring()  # the ledger's own thread tries again
 
     def _fail_begins(self) -> None:
         """Refuse who waits: they must not call a vendor. What they wanted written is taken back later, in
@@ -221,7 +304,7 @@ class Ledger:
                 failed.append(item)
         for item in failed:
             item.error = _unavailable()
-            item.done.ring()
+            item.answer()
 
 
 class _NotOpenError(Exception):
@@ -253,7 +336,7 @@ class _Writer:
         self._relaxed = False
 
     def write(self, batch: Sequence[_Begin | _Settle]) -> None:
-        """All of ``batch``, or nothing. Raises ``SQLAlchemyError``."""
+        """All of ``batch``, or nothing. Raises ``SQLAlchemyError``; ``BusyError`` before anything was tried."""
         settles = [item for item in batch if isinstance(item, _Settle)]
         # What somebody stopped waiting for before it was written need not be written.
         taken_back = {id(item.intent) for item in settles if item.settlement is None}
@@ -265,6 +348,8 @@ class _Writer:
             except _NotOpenError as found:
                 found.driver.rollback()
                 events = self._transaction(begins, settles, careful=True)
+        except BusyError:
+            raise
         except BaseException:
             self._careful = True
             self.close()  # which takes back what was not committed
@@ -397,7 +482,7 @@ def _full(intent: Intent, sums: dict[Key, Sums]) -> GatewayError | None:
 # --- what a settlement changes -----------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class _Owed:
     """A settlement whose row was found. ``was_unknown``: somebody took this gateway for dead and charged the estimate."""
 

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from hearth_gateway.config import LimitsConfig
 from hearth_gateway.core.people import PeopleUnavailableError, Person
 from hearth_gateway.store.database import reason
+from hearth_gateway.store.spending import Changes
 from hearth_gateway.store.tables import ledger, people, people_version, settings, spending, usage_days
 
 _ACTIVE, _DISABLED = "active", "disabled"
@@ -30,6 +31,17 @@ class Forgotten:
     ledger_rows: int
     daily_sums: int
     kept_disabled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """What ``SqlPeople.rename`` moved. ``open_rows`` stay with the former address: their answers were still being written."""
+
+    person: Person
+    changed: bool
+    ledger_rows: int
+    daily_sums: int
+    open_rows: int
 
 
 class SqlPeople:
@@ -86,16 +98,37 @@ class SqlPeople:
         with self._reported(), self._overwriting(), self._engine.begin() as connection:
             person = _get(connection, email)
             rows = connection.execute(sa.update(ledger).where(ledger.c.person == email).values(person=None)).rowcount
-            days = connection.execute(sa.select(usage_days).where(usage_days.c.person == email)).mappings().all()
-            for day in days:
-                _to_nobody(connection, day)
+            days = _move_days(connection, email, "")
             connection.execute(sa.delete(spending).where(spending.c.scope == f"person:{email}"))
             connection.execute(sa.delete(people).where(people.c.email == email))
             if person is not None:
                 if not person.active:
                     _put(connection, Person(email, person.first_seen, active=False))
                 _count(connection)
-        return Forgotten(person is not None, rows, len(days), person is not None and not person.active)
+        return Forgotten(person is not None, rows, days, person is not None and not person.active)
+
+    def rename(self, old: str, new: str) -> Renamed:
+        """Make what is stored of ``old`` that of ``new``, all or nothing: alias, limits, and everything used so far, which
+        counts against the limits of today and this month.
+
+        ``new`` is active then. What it had of its own wins or is added up. ``old`` stays known as disabled, else it would be
+        let in as somebody new. Run again, it moves what was still open the first time.
+        """
+        with self._reported(), self._engine.begin() as connection:
+            _lock_sums(connection, old, new)
+            before, there = _get(connection, old), _get(connection, new)
+            mine, is_open = ledger.c.person == old, ledger.c.state == "intent"
+            rows = connection.execute(sa.update(ledger).where(mine, ~is_open).values(person=new)).rowcount
+            left = connection.execute(sa.select(sa.func.count()).select_from(ledger).where(mine, is_open)).scalar_one()
+            days = _move_days(connection, old, new)
+            moved = _move_sums(connection, old, new)
+            person = _successor(before, there, new)
+            former = Person(old, before.first_seen if before else person.first_seen, active=False)
+            for wanted, found in ((person, there), (former, before)):
+                if wanted != found:
+                    _put(connection, wanted)
+        changed = bool(rows or days or moved) or (person, former) != (there, before)
+        return Renamed(person, changed, rows, days, int(left))
 
     @contextmanager
     def _overwriting(self) -> Iterator[None]:
@@ -144,19 +177,68 @@ class SqlPeople:
         raise PeopleUnavailableError(f"the table of people cannot be used: {words}") from None
 
 
-def _to_nobody(connection: sa.Connection, day: Any) -> None:
-    """Add a person's daily sum to that of nobody, or make it that."""
+def _move_days(connection: sa.Connection, old: str, new: str) -> int:
+    """Make the daily sums of one person another's, or nobody's (""): added to what that one has. Returns how many."""
+    days = connection.execute(sa.select(usage_days).where(usage_days.c.person == old)).mappings().all()
+    for day in days:
+        _move_day(connection, day, new)
+    return len(days)
 
+
+def _move_day(connection: sa.Connection, day: Any, new: str) -> None:
     def row_of(person: str) -> sa.ColumnElement[bool]:
         key = {column.name: day[column.name] for column in usage_days.primary_key} | {"person": person}
         return sa.and_(*(usage_days.c[name] == value for name, value in key.items()))
 
     sums = [column for column in usage_days.c if not column.primary_key]
-    added = connection.execute(sa.update(usage_days).where(row_of("")).values({column: column + day[column.name] for column in sums}))
+    added = connection.execute(sa.update(usage_days).where(row_of(new)).values({column: column + day[column.name] for column in sums}))
     if added.rowcount:
         connection.execute(sa.delete(usage_days).where(row_of(day["person"])))
     else:
-        connection.execute(sa.update(usage_days).where(row_of(day["person"])).values(person=""))
+        connection.execute(sa.update(usage_days).where(row_of(day["person"])).values(person=new))
+
+
+def _lock_sums(connection: sa.Connection, *people: str) -> None:
+    """Until the commit nobody else changes their sums, nor settles a row of theirs (see store/ledger.py).
+
+    In the order in which everybody takes them. SQLite has one writer, and knows no such clause.
+    """
+    scopes = [f"person:{person}" for person in people]
+    columns = spending.c
+    connection.execute(
+        sa.select(columns.scope).where(columns.scope.in_(scopes)).order_by(columns.scope, columns.period).with_for_update()
+    ).all()
+
+
+def _move_sums(connection: sa.Connection, old: str, new: str) -> int:
+    """What limits are checked against. What is held for an open answer stays: its settlement gives it back where it took it."""
+    columns = spending.c
+    mine = columns.scope == f"person:{old}"
+    rows = connection.execute(sa.select(spending).where(mine, sa.or_(columns.tokens != 0, columns.nano != 0))).mappings().all()
+    changes = Changes()
+    for row in rows:
+        changes.add([(f"person:{old}", row["period"])], -row["tokens"], -row["nano"])
+        changes.add([(f"person:{new}", row["period"])], row["tokens"], row["nano"])
+    changes.apply(connection)
+    for row in rows:
+        # A limit that was told as reached is not told again.
+        theirs = (columns.scope == f"person:{new}") & (columns.period == row["period"])
+        connection.execute(sa.update(spending).where(theirs).values(reported=columns.reported.op("|")(row["reported"])))
+    nothing = (column == 0 for column in (columns.tokens, columns.nano, columns.held_tokens, columns.held_nano))
+    connection.execute(sa.delete(spending).where(mine, *nothing))
+    return len(rows)
+
+
+def _successor(before: Person | None, there: Person | None, email: str) -> Person:
+    """The person under the new address. ``there``: what it is already."""
+    known = [person for person in (there, before) if person is not None]
+    return Person(
+        email,
+        min((person.first_seen for person in known), default=0.0),
+        alias=next((person.alias for person in known if person.alias), None),
+        limits=next((person.limits for person in known if person.limits is not None), None),
+        not_before=max((person.not_before for person in known if person.not_before is not None), default=None),
+    )
 
 
 def _get(connection: sa.Connection, email: str) -> Person | None:

@@ -21,6 +21,7 @@ from hearth_gateway.translate.events import (
     Usage,
 )
 from hearth_gateway.translate.vendor_errors import interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
+from hearth_gateway.translate.vendor_fields import count, string
 
 _STOP_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
@@ -101,6 +102,15 @@ class MessageReader:
             raise protocol_error() from None
         return [ALIVE]  # ping, and whatever the vendor adds later
 
+    def plain(self, data: bytes) -> str | None:
+        try:
+            message = orjson.loads(data)
+            delta = message["delta"]
+            is_text = message["type"] == "content_block_delta" and delta["type"] == "text_delta"
+            return string(delta["text"]) or None if is_text else None
+        except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
+            return None
+
     def end(self) -> list[Event]:
         """The connection ended in order. Only the event message_stop ends an answer."""
         raise interrupted()
@@ -138,11 +148,11 @@ class MessageReader:
             return [ALIVE]
         detail = usage.get("cache_creation") or {}
         self._usage = self._usage.with_present(
-            input=_count(usage.get("input_tokens")),
-            cache_read=_count(usage.get("cache_read_input_tokens")),
-            cache_write=_count(usage.get("cache_creation_input_tokens")),
-            cache_write_1h=_count(detail.get("ephemeral_1h_input_tokens")),
-            output=_count(usage.get("output_tokens")),
+            input=count(usage.get("input_tokens")),
+            cache_read=count(usage.get("cache_read_input_tokens")),
+            cache_write=count(usage.get("cache_creation_input_tokens")),
+            cache_write_1h=count(detail.get("ephemeral_1h_input_tokens")),
+            output=count(usage.get("output_tokens")),
         )
         return [self._usage]
 
@@ -152,32 +162,34 @@ class MessageReader:
             self._tools += 1
             self._block_had_arguments = False
             # `input` is always {} here; the arguments follow as deltas.
-            return [ToolStart(self._tools, block["id"], self._names.get(block["name"], block["name"]))]
+            name = string(block["name"])
+            return [ToolStart(self._tools, string(block["id"]), self._names.get(name, name))]
         if self._block_type == "text" and block.get("text"):
-            return [Text(block["text"])]
+            return [Text(string(block["text"]))]
         if self._block_type == "thinking":
-            self._signature = block.get("signature") or ""
-            return [Thinking(block["thinking"])] if block.get("thinking") else [ALIVE]
+            self._signature = string(block.get("signature") or "")
+            return [Thinking(string(block["thinking"]))] if block.get("thinking") else [ALIVE]
         if self._block_type == "redacted_thinking":
-            return [RedactedThinking(_string(block["data"]))]
+            return [RedactedThinking(string(block["data"]))]
         return [ALIVE]
 
     def _delta(self, delta: dict[str, Any]) -> list[Event]:
         kind = delta["type"]
         if kind == "text_delta":
-            text = _string(delta["text"])
+            text = string(delta["text"])
             return [Text(text)] if text else [ALIVE]
         # Server-side tools stream their results through the same delta: those are no calls for the caller.
         if kind == "input_json_delta" and self._block_type == "tool_use":
-            fragment = delta["partial_json"]
+            fragment = string(delta["partial_json"])
             if not fragment:
                 return [ALIVE]
             self._block_had_arguments = True
             return [ToolArguments(self._tools, fragment)]
         if kind == "thinking_delta":
-            return [Thinking(delta["thinking"])] if delta["thinking"] else [ALIVE]
+            text = string(delta["thinking"])
+            return [Thinking(text)] if text else [ALIVE]
         if kind == "signature_delta":
-            self._signature = _string(delta["signature"])
+            self._signature = string(delta["signature"])
         return [ALIVE]
 
     def _stop(self) -> list[Event]:
@@ -188,20 +200,6 @@ class MessageReader:
         if kind == "thinking":
             return [ThinkingEnd(self._signature)]
         return [ALIVE]
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
-
-
-def _count(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError
-    return value
 
 
 def finish_reason(stop_reason: str | None) -> FinishReason:

@@ -4,7 +4,6 @@ the meter reads the same events, so streaming and non-streaming share one path."
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Literal, get_args
 
 from hearth_gateway.records import record
@@ -74,13 +73,26 @@ class Usage:
         """All tokens of the prompt, wherever they were read from."""
         return self.input + self.cache_read + self.cache_write
 
-    def with_present(self, **fields: int | None) -> Usage:
+    def with_present(
+        self,
+        input: int | None = None,  # noqa: A002  (the field's name)
+        cache_read: int | None = None,
+        cache_write: int | None = None,
+        cache_write_1h: int | None = None,
+        output: int | None = None,
+    ) -> Usage:
         """Overwrite what is present, keep the rest.
 
         Vendors send partial, cumulative counts. Adding them bills twice; treating "absent" as zero
         loses what an earlier event said; treating an explicit zero as absent keeps a stale value.
         """
-        return replace(self, **{name: value for name, value in fields.items() if value is not None})
+        return Usage(
+            self.input if input is None else input,
+            self.cache_read if cache_read is None else cache_read,
+            self.cache_write if cache_write is None else cache_write,
+            self.cache_write_1h if cache_write_1h is None else cache_write_1h,
+            self.output if output is None else output,
+        )
 
 
 @record

@@ -132,12 +132,15 @@ def _is_good(name: str, longest: int) -> bool:
 
 class ToolNames:
     """Caller's tool names → names of at most ``longest`` characters that vendors accept, without
-    collisions, and back (``reverse``)."""
+    collisions, and back (``reverse``). ``used`` are those of the calls in the history."""
 
     def __init__(self, request: ChatRequest, longest: int) -> None:
         self.reverse: dict[str, str] = {}
         self._safe: dict[str, str] = {}
-        wanted = dict.fromkeys([*(tool.name for tool in request.tools), *used_tool_names(request)])
+        self.used = used_tool_names(request)
+        if not request.tools and not self.used:
+            return  # as nearly always
+        wanted = dict.fromkeys([*(tool.name for tool in request.tools), *self.used])
         # Names that are fine keep theirs, whatever the order: only the others may be renamed.
         for name in sorted(wanted, key=lambda name: not _is_good(name, longest)):
             safe = name

@@ -124,9 +124,9 @@ def parse_chat_request(body: Any) -> ChatRequest:
 
 
 def _refuse_unsupported(body: dict[str, Any]) -> None:
-    for name, reason in _REFUSED.items():
-        if body.get(name) is not None:
-            raise InvalidRequestError(reason, name)
+    for name in body:
+        if name in _REFUSED and body[name] is not None:
+            raise InvalidRequestError(_REFUSED[name], name)
     if body.get("n") not in (None, 1):
         raise InvalidRequestError("Only `n` = 1 is supported: one answer per request.", "n")
     if body.get("logprobs") or body.get("top_logprobs"):
@@ -137,6 +137,8 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
 
 def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
     """Known hints by name; unknown fields as one word, because the caller chose their names."""
+    if body.keys() <= _KNOWN:
+        return ()
     hints = sorted(name for name in body if name in _HINTS and body[name] is not None)
     if any(name not in _HINTS and name not in _KNOWN and name not in _REFUSED for name in body):
         hints.append("unknown-fields")

@@ -11,12 +11,12 @@ from typing import Any, Literal
 
 import orjson
 
+from hearth_gateway.records import record
 from hearth_gateway.translate.history import (
     ToolNames,
     answers_unsigned_calls,
     regular_turns,
     safe_id,
-    used_tool_names,
     wrapped_system,
 )
 from hearth_gateway.translate.model import (
@@ -52,7 +52,7 @@ class Dialect:
     extensions: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class OpenAIRequest:
     """``names`` maps the tool names the vendor sees back to the caller's. ``adjusted`` lists the
     caller's fields whose value was changed to one the vendor accepts, or that it cannot take."""
@@ -180,7 +180,7 @@ class _Builder:
                     "type": "function",
                     "function": {"name": self._names[name], "description": "No longer available.", "parameters": _NO_ARGUMENTS},
                 }
-                for name in used_tool_names(request)
+                for name in self._names.used
             ]
             return {"tools": tools, "tool_choice": "none"} if tools else {}
         built: dict[str, Any] = {"tools": tools}

@@ -25,6 +25,7 @@ from hearth_gateway.translate.events import (
     Usage,
 )
 from hearth_gateway.translate.vendor_errors import interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
+from hearth_gateway.translate.vendor_fields import count, string
 
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -113,11 +114,17 @@ class ChatReader:
             for choice in chunk.get("choices") or ():
                 if choice.get("index", 0) == 0:
                     events += self._message(choice.get("delta") or {})
-                    self._finish = choice.get("finish_reason") or self._finish
+                    self._finish = string(choice.get("finish_reason") or self._finish or "") or None
             return events or [ALIVE]
         except _MALFORMED:
             # `from None`: the exception's text holds the data that could not be parsed.
             raise protocol_error() from None
+
+    def plain(self, data: bytes) -> str | None:
+        try:
+            return None if self._thinking else _plain_text(orjson.loads(data))
+        except _MALFORMED:
+            return None
 
     def read_whole(self, body: bytes) -> list[Event]:
         """Events of an answer that came as one JSON document although a stream was asked for."""
@@ -128,7 +135,7 @@ class ChatReader:
             choice = document["choices"][0]
             events = self._usage.take(document.get("usage")) + self._message(choice["message"])
             # A document is complete by itself, also without a reason.
-            self._finish = choice.get("finish_reason") or "stop"
+            self._finish = string(choice.get("finish_reason") or "stop")
             return events + self._end()
         except _MALFORMED:
             raise protocol_error() from None
@@ -159,7 +166,7 @@ class ChatReader:
         # A refusal is what the model says to the person.
         for text in (message.get("content"), message.get("refusal")):
             if text:
-                events += [*self._close_thinking(""), Text(_string(text))]
+                events += [*self._close_thinking(""), Text(string(text))]
         for position, piece in enumerate(message.get("tool_calls") or ()):
             events += self._tool_piece(piece, position)
         return events
@@ -173,13 +180,13 @@ class ChatReader:
             text = "".join(block.get("thinking") or "" for block in blocks)
         if text:
             self._thinking = True
-            events.append(Thinking(_string(text)))
+            events.append(Thinking(string(text)))
         for block in blocks:
             if block.get("type") == "redacted_thinking":
-                events += [*self._close_thinking(""), RedactedThinking(_string(block["data"]))]
+                events += [*self._close_thinking(""), RedactedThinking(string(block["data"]))]
             elif block.get("signature"):
                 self._thinking = True
-                events += self._close_thinking(_string(block["signature"]))
+                events += self._close_thinking(string(block["signature"]))
         return events
 
     def _close_thinking(self, signature: str) -> list[Event]:
@@ -193,14 +200,14 @@ class ChatReader:
         call = self._find_call(piece, position)
         events: list[Event] = []
         if call is None:
-            name = _string(function["name"])
-            call = _Call(piece.get("index", position), _string(piece["id"]), self._names.get(name, name))
+            name = string(function["name"])
+            call = _Call(piece.get("index", position), string(piece["id"]), self._names.get(name, name))
             self._calls.append(call)
             if len(self._calls) == 1:
                 events += [*self._close_thinking(""), ToolStart(0, call.id, call.name)]
         fragment = function.get("arguments")
         if fragment:
-            call.fragments.append(_string(fragment))
+            call.fragments.append(string(fragment))
             if call is self._calls[0]:
                 events.append(ToolArguments(0, fragment))
         return events
@@ -256,7 +263,7 @@ class _UsageReader:
             return []
         details = usage.get("prompt_tokens_details") or {}
         lifetimes = details.get("cache_creation_token_details") or {}
-        prompt = _count(usage.get("prompt_tokens"))
+        prompt = count(usage.get("prompt_tokens"))
         if prompt is not None:
             self._prompt = prompt
         merged = self._usage.with_present(
@@ -267,8 +274,8 @@ class _UsageReader:
                 details.get("cache_creation_tokens"),
                 usage.get("cache_creation_input_tokens"),
             ),
-            cache_write_1h=_count(lifetimes.get("ephemeral_1h_input_tokens")),
-            output=_count(usage.get("completion_tokens")),
+            cache_write_1h=count(lifetimes.get("ephemeral_1h_input_tokens")),
+            output=count(usage.get("completion_tokens")),
         )
         cached = merged.cache_read + merged.cache_write if self._includes_cache else 0
         self._usage = merged.with_present(input=max(0, self._prompt - cached))
@@ -276,18 +283,4 @@ class _UsageReader:
 
 
 def _first_count(*values: Any) -> int | None:
-    return next((count for count in map(_count, values) if count is not None), None)
-
-
-def _count(value: Any) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise TypeError
-    return value
-
-
-def _string(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError
-    return value
+    return next((found for found in map(count, values) if found is not None), None)

@@ -79,7 +79,8 @@ class SseParser:
                     self._line(line, events)
                 self._dispatch(events)
                 continue
-            self._check(len(data))
+            if len(data) > self._max:
+                self._check(len(data))
             events.append((name, data))
         return rest
 

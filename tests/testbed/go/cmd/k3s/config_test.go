@@ -126,11 +126,11 @@ func TestListsSplitAtCommas(t *testing.T) {
 
 func TestWithoutEffect(t *testing.T) {
 	s := &settings{values: map[string][]string{
-		"secrets-encryption": {"true"}, "embedded-registry": {"false"}, "disable-network-policy": {"true"},
+		"embedded-registry": {"true"}, "selinux": {"false"}, "disable-network-policy": {"true"},
 		"datastore-endpoint": {"postgres://x"}, "token": {"x"},
 	}}
 	report, refuse := s.withoutEffect()
-	if want := []string{"secrets-encryption"}; !reflect.DeepEqual(report, want) {
+	if want := []string{"embedded-registry"}; !reflect.DeepEqual(report, want) {
 		t.Errorf("reported %v, want %v", report, want)
 	}
 	if want := []string{"datastore-endpoint"}; !reflect.DeepEqual(refuse, want) {

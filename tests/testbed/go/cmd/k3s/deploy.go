@@ -24,9 +24,9 @@ import (
 )
 
 // packaged holds crds.yaml, which is applied before anything else, and the components that become files in the
-// manifests directory at every start.
+// manifests directory at every start. *.in is filled in before it is YAML.
 //
-//go:embed packaged/*.yaml
+//go:embed packaged/*.yaml packaged/*.in
 var packaged embed.FS
 
 const (
@@ -65,6 +65,10 @@ func (n *node) deployPackaged(ctx context.Context, cl *cluster) error {
 	if err := n.stagePackaged(d.folder); err != nil {
 		return err
 	}
+	if !n.disabled[frontDoorName] {
+		door := &frontDoor{cluster: cl, address: n.ip}
+		go door.watch(ctx)
+	}
 	go func() {
 		force := true
 		for {
@@ -96,16 +100,16 @@ func (n *node) stagePackaged(folder string) error {
 		return err
 	}
 	fill := strings.NewReplacer(
-		"%{CLUSTER_DNS}%", n.clusterDNS,
-		"%{CLUSTER_DOMAIN}%", n.domain,
+		"%{CLUSTER_DNS}%", n.ClusterDNS,
+		"%{CLUSTER_DOMAIN}%", n.Domain,
 		"%{DEFAULT_LOCAL_STORAGE_PATH}%", n.cfg.text("default-local-storage-path", filepath.Join(n.dirs.data, "storage")),
 	)
-	for _, name := range []string{"coredns.yaml", "local-storage.yaml"} {
+	for _, name := range []string{"coredns.yaml", "local-storage.yaml", "traefik.yaml"} {
 		path := filepath.Join(folder, name)
 		if n.disabled[strings.TrimSuffix(name, ".yaml")] || fileExists(path+".skip") {
 			continue
 		}
-		raw, err := packaged.ReadFile("packaged/" + name)
+		raw, err := n.packagedFile(name)
 		if err != nil {
 			return err
 		}
@@ -114,6 +118,13 @@ func (n *node) stagePackaged(folder string) error {
 		}
 	}
 	return nil
+}
+
+func (n *node) packagedFile(name string) ([]byte, error) {
+	if name == "traefik.yaml" {
+		return n.frontDoorManifest()
+	}
+	return packaged.ReadFile("packaged/" + name)
 }
 
 // scan looks at every file once. One bad file does not hold up the others.

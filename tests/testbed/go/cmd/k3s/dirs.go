@@ -127,14 +127,6 @@ func (d dirs) report(lines []string) error {
 	return writeFile(path, []byte(content), 0o644)
 }
 
-// nodePassword makes the file by which k3s recognises a host that comes back (contract §0.5).
-func nodePassword() error {
-	if _, err := os.Stat(nodePasswordFile); err == nil {
-		return nil
-	}
-	return writeFile(nodePasswordFile, []byte(randomHex(16)+"\n"), 0o600)
-}
-
 func fileExists(path string) bool {
 	_, err := os.Stat(path)
 	return err == nil

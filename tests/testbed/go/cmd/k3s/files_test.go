@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -21,6 +22,7 @@ func TestSecretOf(t *testing.T) {
 		{"K10" + hash + "::node:x", "x", hash},
 		{"K10tooshort::server:x", "", "error"},
 		{"K10" + hash + "::nouser", "", "error"},
+		{"K10" + hash + "::abcdef.0123456789abcdef", "abcdef.0123456789abcdef", hash},
 	}
 	for _, c := range cases {
 		secret, hash, err := secretOf(c.token)
@@ -43,9 +45,6 @@ func TestServerSecret(t *testing.T) {
 	if err != nil || secret != "first" {
 		t.Fatalf("first start: %q, %v", secret, err)
 	}
-	if _, err := serverSecret(ctx, d, with("token", "other")); err == nil || !strings.Contains(err.Error(), "different token") {
-		t.Errorf("another token: %v", err)
-	}
 	file := filepath.Join(t.TempDir(), "token")
 	write(t, file, "  first\n\n")
 	if secret, err := serverSecret(ctx, d, with("token-file", file)); err != nil || secret != "first" {
@@ -60,6 +59,39 @@ func TestServerSecret(t *testing.T) {
 	write(t, fresh.server("token"), secureToken(strings.Repeat("0", 64), "server", random)+"\n")
 	if again, err := serverSecret(ctx, fresh, none); err != nil || again != random {
 		t.Errorf("no token, second start: %q, %v", again, err)
+	}
+}
+
+// S7 S16: the shared files come back with their token only, whole, and never over those of another cluster.
+func TestBootstrap(t *testing.T) {
+	files := map[string][]byte{}
+	for _, name := range bootstrapFiles {
+		files[name] = []byte("content of " + name)
+	}
+	value, err := encryptBootstrap("right", files)
+	if err != nil || strings.Contains(value, "content") {
+		t.Fatalf("%q, %v", value, err)
+	}
+	if _, err := decryptBootstrap("wrong", value); !errors.Is(err, errOtherToken) {
+		t.Errorf("another token: %v", err)
+	}
+	back, err := decryptBootstrap("right", value)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d := dirs{t.TempDir()}
+	for range 2 { // the second time they are there already
+		if err := d.writeBootstrap(back); err != nil {
+			t.Error(err)
+		}
+	}
+	files["tls/server-ca.key"] = []byte("of another cluster")
+	if err := d.writeBootstrap(files); err == nil || !strings.Contains(err.Error(), "newer than datastore") {
+		t.Errorf("files of another cluster: %v", err)
+	}
+	delete(back, "tls/service.key")
+	if err := (dirs{t.TempDir()}).writeBootstrap(back); err == nil {
+		t.Error("incomplete data were written")
 	}
 }
 
@@ -163,8 +195,14 @@ func TestParseObjects(t *testing.T) {
 }
 
 func TestPackagedManifestsParse(t *testing.T) {
-	n := &node{clusterDNS: "10.43.0.10", domain: "cluster.local", dirs: dirs{t.TempDir()}, cfg: &settings{},
-		disabled: map[string]bool{"local-storage": true}}
+	unpacked := t.TempDir()
+	n := &node{network: network{ClusterDNS: "10.43.0.10", Domain: "cluster.local"}, dirs: dirs{t.TempDir()}, cfg: &settings{},
+		disabled: map[string]bool{"local-storage": true}, children: &children{bin: filepath.Join(unpacked, "bin")}}
+	kinds := filepath.Join(unpacked, "manifests", definitions)
+	if err := os.MkdirAll(filepath.Dir(kinds), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	write(t, kinds, "kind: CustomResourceDefinition\napiVersion: apiextensions.k8s.io/v1\nmetadata: {name: x}\n")
 	folder := filepath.Join(t.TempDir(), "manifests")
 	if err := n.stagePackaged(folder); err != nil {
 		t.Fatal(err)
@@ -175,6 +213,13 @@ func TestPackagedManifestsParse(t *testing.T) {
 	}
 	if _, err := parseObjects(raw); err != nil || strings.Contains(string(raw), "%{") {
 		t.Errorf("coredns.yaml: %v, or a variable is left", err)
+	}
+	raw, err = os.ReadFile(filepath.Join(folder, "traefik.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if objects, err := parseObjects(raw); err != nil || len(objects) != 2 {
+		t.Errorf("traefik.yaml: %d objects, %v", len(objects), err)
 	}
 	if fileExists(filepath.Join(folder, "local-storage.yaml")) {
 		t.Error("a disabled component was written")

@@ -40,7 +40,8 @@ agent bool accepted: disable-apiserver-lb
 both bool refused: docker rootless
 both list accepted: node-external-ip node-internal-dns node-external-dns
 both list acted: node-label node-taint node-ip|i kubelet-arg kube-proxy-arg
-both number accepted: v lb-server-port|K3S_LB_SERVER_PORT
+both number accepted: v
+both number acted: lb-server-port|K3S_LB_SERVER_PORT
 both text accepted: vmodule log|l private-registry image-credential-provider-bin-dir
 both text accepted: image-credential-provider-config default-runtime flannel-iface flannel-conf flannel-cni-conf
 both text accepted: vpn-auth|K3S_VPN_AUTH vpn-auth-file|K3S_VPN_AUTH_FILE
@@ -49,31 +50,32 @@ both text acted: server|s|K3S_URL node-name|K3S_NODE_NAME pause-image resolv-con
 both text acted: bind-address
 both text refused: container-runtime-endpoint image-service-endpoint
 server bool absent: disable-cloud-controller disable-network-policy disable-helm-controller
-server bool accepted: tls-san-security flannel-ipv6-masq flannel-external-ip cluster-init|K3S_CLUSTER_INIT
-server bool accepted: kine-tls etcd-expose-metrics etcd-disable-snapshots etcd-snapshot-compress etcd-s3
+server bool accepted: tls-san-security flannel-ipv6-masq flannel-external-ip
+server bool acted: cluster-init|K3S_CLUSTER_INIT etcd-expose-metrics etcd-disable-snapshots cluster-reset|K3S_CLUSTER_RESET
+server bool accepted: kine-tls etcd-snapshot-compress etcd-s3
 server bool accepted: etcd-s3-skip-ssl-verify etcd-s3-insecure disable-scheduler embedded-registry
-server bool accepted: supervisor-metrics secrets-encryption|K3S_SECRETS_ENCRYPTION
-server bool acted: disable-kube-proxy
-server bool refused: cluster-reset|K3S_CLUSTER_RESET disable-agent disable-apiserver disable-controller-manager
+server bool accepted: supervisor-metrics
+server bool acted: disable-kube-proxy secrets-encryption|K3S_SECRETS_ENCRYPTION
+server bool refused: disable-agent disable-apiserver disable-controller-manager
 server bool refused: disable-etcd
 server list absent: kube-cloud-controller-manager-arg
 server list accepted: etcd-arg
 server list acted: tls-san cluster-cidr service-cidr cluster-dns kube-apiserver-arg kube-controller-manager-arg
 server list acted: kube-scheduler-arg disable
-server number accepted: advertise-port etcd-snapshot-retention
-server number acted: https-listen-port
+server number accepted: advertise-port
+server number acted: https-listen-port etcd-snapshot-retention
 server text absent: servicelb-namespace helm-job-image
 server text accepted: write-kubeconfig-group|K3S_KUBECONFIG_GROUP write-kubeconfig-name egress-selector-mode
-server text accepted: etcd-snapshot-name etcd-snapshot-schedule-cron
-server text accepted: etcd-snapshot-dir etcd-snapshot-reconcile-interval etcd-s3-endpoint etcd-s3-endpoint-ca
+server text acted: etcd-snapshot-name etcd-snapshot-schedule-cron etcd-snapshot-dir cluster-reset-restore-path
+server text accepted: etcd-snapshot-reconcile-interval etcd-s3-endpoint etcd-s3-endpoint-ca
 server text accepted: etcd-s3-access-key|AWS_ACCESS_KEY_ID etcd-s3-secret-key|AWS_SECRET_ACCESS_KEY etcd-s3-bucket
 server text accepted: etcd-s3-region etcd-s3-folder etcd-s3-proxy etcd-s3-config-secret etcd-s3-timeout
 server text accepted: system-default-registry|K3S_SYSTEM_DEFAULT_REGISTRY
-server text accepted: secrets-encryption-provider|K3S_SECRETS_ENCRYPTION_PROVIDER
+server text acted: secrets-encryption-provider|K3S_SECRETS_ENCRYPTION_PROVIDER
 server text acted: advertise-address service-node-port-range cluster-domain flannel-backend
 server text acted: write-kubeconfig|o|K3S_KUBECONFIG_OUTPUT write-kubeconfig-mode|K3S_KUBECONFIG_MODE
 server text acted: agent-token|K3S_AGENT_TOKEN agent-token-file|K3S_AGENT_TOKEN_FILE default-local-storage-path
-server text refused: cluster-reset-restore-path datastore-endpoint|K3S_DATASTORE_ENDPOINT
+server text refused: datastore-endpoint|K3S_DATASTORE_ENDPOINT
 server text refused: datastore-cafile|K3S_DATASTORE_CAFILE datastore-certfile|K3S_DATASTORE_CERTFILE
 server text refused: datastore-keyfile|K3S_DATASTORE_KEYFILE
 `

@@ -5,7 +5,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -20,11 +19,11 @@ import (
 // version is set when linking; two builds for upgrade tests differ in nothing else.
 var version = "v0.0.0+unset"
 
-const banner = "stand-in of the Hearth test bed, not k3s: real Kubernetes, containerd and kine behind k3s's names"
+const banner = "stand-in of the Hearth test bed, not k3s: real Kubernetes, containerd, kine and etcd behind k3s's names"
 
 // later are the subcommands of k3s that this stand-in does not have.
 var later = []string{
-	"crictl", "etcd-snapshot", "token", "secrets-encrypt", "certificate", "check-config", "completion",
+	"crictl", "check-config", "completion",
 }
 
 func main() {
@@ -48,13 +47,21 @@ func run(args []string) error {
 		fmt.Printf("k3s version %s (standin)\ngo version %s\n%s\n", version, runtime.Version(), banner)
 		return nil
 	case command == "" || command == "help" || command == "--help" || command == "-h":
-		fmt.Printf("k3s %s: %s\n\nCommands: server, agent, kubectl, ctr\nNot in this stand-in: %s\n",
+		fmt.Printf("k3s %s: %s\n\nCommands: server, agent, kubectl, ctr, etcd-snapshot, secrets-encrypt, token, certificate\nNot in this stand-in: %s\n",
 			version, banner, strings.Join(later, ", "))
 		return nil
 	case command == "server":
 		return runServer(args[1:])
 	case command == "agent":
 		return runAgent(args[1:])
+	case command == "etcd-snapshot":
+		return runSnapshot(args[1:])
+	case command == "token":
+		return runToken(args[1:])
+	case command == "certificate":
+		return runCertificate(args[1:])
+	case command == "secrets-encrypt":
+		return runEncrypt(args[1:])
 	case command == "kubectl":
 		return runTool("kubectl", args[1:], map[string]string{"KUBECONFIG": "/etc/rancher/k3s/k3s.yaml"})
 	case command == "ctr":
@@ -64,20 +71,6 @@ func run(args []string) error {
 		return fmt.Errorf("`k3s %s` is not in this stand-in (%s)", command, banner)
 	}
 	return fmt.Errorf("no help topic for %q", command)
-}
-
-// runAgent goes as far as the configuration; joining is not there yet and must not look as if it were.
-func runAgent(args []string) error {
-	cfg, err := load("agent", args, os.Getenv)
-	if err != nil {
-		return err
-	}
-	if url := cfg.text("server", ""); url == "" {
-		return errors.New("--server is required")
-	} else if !strings.HasPrefix(url, "https://") {
-		return fmt.Errorf("only https:// URLs are supported, invalid scheme in %s", url)
-	}
-	return fmt.Errorf("joining a cluster is not in this stand-in yet (%s)", banner)
 }
 
 // runTool replaces this process by a program of the payload. The defaults apply to variables that are unset.

@@ -5,14 +5,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/sirupsen/logrus"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 )
 
 const cniNetwork = "10-standin-bridge.conflist"
@@ -45,6 +47,9 @@ func (n *node) startRuntime(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := n.writeRegistries(registriesFile); err != nil {
+		return err
+	}
 	config := n.dirs.agent("etc", "containerd", "config.toml")
 	if err := writeFile(config, []byte(n.containerdConfig()), 0o600); err != nil {
 		return err
@@ -63,7 +68,7 @@ func (n *node) startRuntime(ctx context.Context) error {
 // hostNetwork sets what k3s sets; a failure only warns, as there.
 func (n *node) hostNetwork() {
 	sysctls := []string{"net/ipv4/conf/all/forwarding", "net/ipv4/conf/default/forwarding"}
-	if n.backend() != "none" || !n.cfg.on("disable-kube-proxy") {
+	if n.Backend != "none" || !n.NoKubeProxy {
 		sysctls = append(sysctls, "net/bridge/bridge-nf-call-iptables")
 	}
 	for _, name := range sysctls {
@@ -75,7 +80,7 @@ func (n *node) hostNetwork() {
 
 func (n *node) containerdConfig() string {
 	cni := ""
-	if n.backend() != "none" { // otherwise containerd's defaults, /etc/cni/net.d and /opt/cni/bin, where a CNI installs itself
+	if n.Backend != "none" { // otherwise containerd's defaults, /etc/cni/net.d and /opt/cni/bin, where a CNI installs itself
 		cni = fmt.Sprintf("  [plugins.'io.containerd.cri.v1.runtime'.cni]\n    bin_dirs = [%q]\n    conf_dir = %q\n",
 			n.children.bin, n.dirs.agent("etc", "cni", "net.d"))
 	}
@@ -100,10 +105,12 @@ state = "/run/k3s/containerd"
       SystemdCgroup = false
 [plugins.'io.containerd.cri.v1.images']
   snapshotter = %q
+[plugins.'io.containerd.cri.v1.images'.registry]
+  config_path = %q
 [plugins.'io.containerd.cri.v1.images'.pinned_images]
   sandbox = %q
 `, n.dirs.agent("containerd"), containerdSocket, n.dirs.agent("containerd", "opt"), machineContainerd, cni, filepath.Join(n.children.bin, "runc"),
-		n.cfg.text("snapshotter", "overlayfs"), n.cfg.text("pause-image", pauseImage))
+		n.cfg.text("snapshotter", "overlayfs"), n.registriesDir(), n.cfg.text("pause-image", pauseImage))
 }
 
 // startNode starts kubelet and kube-proxy and returns when the Node is registered, labelled and has a network.
@@ -121,9 +128,9 @@ func (n *node) startNode(ctx context.Context, cl *cluster) error {
 	if err != nil {
 		return err
 	}
-	if !n.cfg.on("disable-kube-proxy") {
+	if !n.NoKubeProxy {
 		err := n.component("kube-proxy", []string{
-			"cluster-cidr=" + n.clusterCIDR,
+			"cluster-cidr=" + n.ClusterCIDR,
 			machineKubeProxyTrack,
 			"healthz-bind-address=127.0.0.1",
 			"hostname-override=" + n.name,
@@ -134,39 +141,53 @@ func (n *node) startNode(ctx context.Context, cl *cluster) error {
 			return err
 		}
 	}
-	nodes := cl.dynamic.Resource(nodeResource)
-	var own *unstructured.Unstructured
+	var own *corev1.Node
 	err = waitFor(ctx, "Node is registered", 100*time.Millisecond, func() (err error) {
-		own, err = nodes.Get(ctx, n.name, metav1.GetOptions{})
-		if err == nil && n.backend() != "none" {
-			if cidr, _, _ := unstructured.NestedString(own.Object, "spec", "podCIDR"); cidr == "" {
-				return errors.New("no pod range yet")
-			}
+		own, err = cl.core.Nodes().Get(ctx, n.name, metav1.GetOptions{})
+		if err == nil && n.Backend != "none" && own.Spec.PodCIDR == "" {
+			return errors.New("no pod range yet")
 		}
 		return err
 	})
 	if err != nil {
 		return err
 	}
-	if err := mergePatch(ctx, nodes, n.name, n.labels()); err != nil {
+	if err := n.label(ctx, cl); err != nil {
 		return wrapf(err, "labels of the node")
 	}
-	if n.backend() == "none" {
+	if n.Backend == "none" {
 		return nil
 	}
-	cidr, _, _ := unstructured.NestedString(own.Object, "spec", "podCIDR")
-	return n.writeCNI(cidr)
+	_, pods, err := net.ParseCIDR(own.Spec.PodCIDR)
+	if err != nil {
+		return err
+	}
+	if err := n.writeCNI(pods); err != nil {
+		return err
+	}
+	return n.joinOverlay(ctx, pods)
 }
 
-// labels gives the patch that k3s applies at every start: its own labels and those of the configuration. A
-// label that left the configuration stays on the Node, as with k3s.
-func (n *node) labels() map[string]any {
-	labels := map[string]string{"node-role.kubernetes.io/control-plane": "true"}
+// label does what k3s does at every start: its own labels and those of the configuration. A label that left the
+// configuration stays on the Node, as with k3s.
+func (n *node) label(ctx context.Context, cl *cluster) error {
+	labels := map[string]string{}
+	if n.isServer {
+		labels["node-role.kubernetes.io/control-plane"] = "true"
+	}
+	if n.member.Load() != nil {
+		labels["node-role.kubernetes.io/etcd"] = "true"
+	}
 	for _, label := range n.cfg.list("node-label") {
 		name, value, _ := strings.Cut(label, "=")
 		labels[name] = value
 	}
-	return map[string]any{"metadata": map[string]any{"labels": labels}}
+	patch, err := json.Marshal(map[string]any{"metadata": map[string]any{"labels": labels}})
+	if err != nil {
+		return err
+	}
+	_, err = cl.core.Nodes().Patch(ctx, n.name, types.MergePatchType, patch, metav1.PatchOptions{})
+	return err
 }
 
 func (n *node) writeKubeletConfig() error {
@@ -183,8 +204,8 @@ func (n *node) writeKubeletConfig() error {
 			"x509":      map[string]any{"clientCAFile": n.dirs.agent("client-ca.crt")},
 		},
 		"authorization":            map[string]any{"mode": "Webhook"},
-		"clusterDNS":               []string{n.clusterDNS},
-		"clusterDomain":            n.domain,
+		"clusterDNS":               []string{n.ClusterDNS},
+		"clusterDomain":            n.Domain,
 		"containerRuntimeEndpoint": "unix://" + containerdSocket,
 		"failSwapOn":               false,
 		"healthzBindAddress":       "127.0.0.1",
@@ -228,18 +249,18 @@ func cutLast(s, sep string) (before, after string, found bool) {
 	return s[:i], s[i+len(sep):], true
 }
 
-// writeCNI gives pods a bridge with addresses from the node's range. It stands for flannel. Masquerading
-// leaves chains named CNI-*, and addresses lie in /var/lib/cni: both are among k3s's killall duties.
-func (n *node) writeCNI(podCIDR string) error {
+// writeCNI gives pods a bridge with addresses from the node's range. It stands for flannel. Host ports leave chains
+// named CNI-*, and addresses lie in /var/lib/cni: both are among k3s's killall duties.
+func (n *node) writeCNI(pods *net.IPNet) error {
 	content, err := json.MarshalIndent(map[string]any{
 		"cniVersion": "1.0.0",
 		"name":       "cbr0",
 		"plugins": []any{
 			map[string]any{
-				"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "ipMasq": true,
+				"type": "bridge", "bridge": "cni0", "isGateway": true, "hairpinMode": true, "mtu": overlayMTU,
 				"ipam": map[string]any{
 					"type":   "host-local",
-					"ranges": []any{[]any{map[string]any{"subnet": podCIDR}}},
+					"ranges": []any{[]any{map[string]any{"subnet": pods.String()}}},
 					"routes": []any{map[string]any{"dst": "0.0.0.0/0"}},
 				},
 			},

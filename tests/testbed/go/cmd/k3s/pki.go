@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -38,11 +39,12 @@ type leaf struct {
 	name  string   // common name
 	org   []string // groups
 	hosts []string // host names and addresses; none: a client certificate
+	both  bool     // with hosts: for a client too
 }
 
 // ensurePKI makes the authorities and certificates of contract §3 under server/tls and agent. What exists is
 // kept, unless it expires soon, lacks a name that is now asked for, or comes from another authority.
-func ensurePKI(d dirs, node string, apiHosts, kubeletHosts []string) error {
+func ensurePKI(d dirs, node string, apiHosts, hosts []string) error {
 	if err := os.MkdirAll(d.tls("etcd"), 0o700); err != nil {
 		return err
 	}
@@ -55,22 +57,21 @@ func ensurePKI(d dirs, node string, apiHosts, kubeletHosts []string) error {
 		cas[name] = ca
 	}
 	masters := []string{"system:masters"}
-	local := []string{"localhost", "127.0.0.1"}
 	leafs := []leaf{
-		{d.tls("client-admin"), "client-ca", "system:admin", masters, nil},
-		{d.tls("client-kube-apiserver"), "client-ca", "system:apiserver", masters, nil},
-		{d.tls("client-controller"), "client-ca", "system:kube-controller-manager", nil, nil},
-		{d.tls("client-scheduler"), "client-ca", "system:kube-scheduler", nil, nil},
-		{d.tls("client-kube-proxy"), "client-ca", "system:kube-proxy", nil, nil},
-		{d.tls("client-k3s-controller"), "client-ca", "system:k3s-controller", nil, nil},
-		{d.tls("client-auth-proxy"), "request-header-ca", "system:auth-proxy", nil, nil},
-		{d.tls("serving-kube-apiserver"), "server-ca", "kube-apiserver", nil, apiHosts},
-		{d.tls("etcd/server-client"), "etcd/server-ca", "etcd-server", nil, local},
-		{d.tls("etcd/peer-server-client"), "etcd/peer-ca", "etcd-peer", nil, local},
-		{d.tls("etcd/client"), "etcd/server-ca", "etcd-client", nil, nil},
-		{d.agent("client-kubelet"), "client-ca", "system:node:" + node, []string{"system:nodes"}, nil},
-		{d.agent("serving-kubelet"), "server-ca", node, nil, kubeletHosts},
-		{d.agent("client-kube-proxy"), "client-ca", "system:kube-proxy", nil, nil},
+		{path: d.tls("client-admin"), ca: "client-ca", name: "system:admin", org: masters},
+		{path: d.tls("client-kube-apiserver"), ca: "client-ca", name: "system:apiserver", org: masters},
+		{path: d.tls("client-controller"), ca: "client-ca", name: "system:kube-controller-manager"},
+		{path: d.tls("client-scheduler"), ca: "client-ca", name: "system:kube-scheduler"},
+		{path: d.tls("client-kube-proxy"), ca: "client-ca", name: "system:kube-proxy"},
+		{path: d.tls("client-k3s-controller"), ca: "client-ca", name: "system:k3s-controller"},
+		{path: d.tls("client-auth-proxy"), ca: "request-header-ca", name: "system:auth-proxy"},
+		{path: d.tls("serving-kube-apiserver"), ca: "server-ca", name: "kube-apiserver", hosts: apiHosts},
+		{path: d.tls("etcd/server-client"), ca: "etcd/server-ca", name: "etcd-server", hosts: hosts, both: true},
+		{path: d.tls("etcd/peer-server-client"), ca: "etcd/peer-ca", name: "etcd-peer", hosts: hosts, both: true},
+		{path: d.tls("etcd/client"), ca: "etcd/server-ca", name: "etcd-client"},
+		{path: d.agent("client-kubelet"), ca: "client-ca", name: "system:node:" + node, org: []string{"system:nodes"}},
+		{path: d.agent("serving-kubelet"), ca: "server-ca", name: node, hosts: hosts},
+		{path: d.agent("client-kube-proxy"), ca: "client-ca", name: "system:kube-proxy"},
 	}
 	for _, l := range leafs {
 		if err := ensureLeaf(l, cas[l.ca]); err != nil {
@@ -105,16 +106,20 @@ func ensureCA(path, name string) (*authority, error) {
 	if err != nil {
 		return nil, err
 	}
-	rawKey, err := os.ReadFile(path + ".key")
+	key, err := readKey(path + ".key")
+	return &authority{cert, key}, err
+}
+
+func readKey(path string) (*ecdsa.PrivateKey, error) {
+	raw, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
 	}
-	block, _ := pem.Decode(rawKey)
+	block, _ := pem.Decode(raw)
 	if block == nil {
-		return nil, fmt.Errorf("%s.key holds no PEM key", path)
+		return nil, fmt.Errorf("%s holds no PEM key", path)
 	}
-	key, err := x509.ParseECPrivateKey(block.Bytes)
-	return &authority{cert, key}, err
+	return x509.ParseECPrivateKey(block.Bytes)
 }
 
 func newCA(path, name string) (*authority, error) {
@@ -147,6 +152,19 @@ func ensureLeaf(l leaf, ca *authority) error {
 	if raw, err := os.ReadFile(l.path + ".crt"); err == nil && fileExists(l.path+".key") && stillGood(raw, l, ca) {
 		return nil
 	}
+	key, err := newKey(l.path + ".key")
+	if err != nil {
+		return err
+	}
+	cert, err := sign(l, ca, key.Public())
+	if err != nil {
+		return err
+	}
+	return writeFile(l.path+".crt", cert, 0o644)
+}
+
+// sign issues the certificate, followed by its authority's.
+func sign(l leaf, ca *authority, public crypto.PublicKey) ([]byte, error) {
 	now := time.Now()
 	usage := x509.ExtKeyUsageClientAuth
 	template := &x509.Certificate{
@@ -165,15 +183,14 @@ func ensureLeaf(l leaf, ca *authority) error {
 		}
 	}
 	template.ExtKeyUsage = []x509.ExtKeyUsage{usage}
-	key, err := newKey(l.path + ".key")
-	if err != nil {
-		return err
+	if l.both {
+		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageClientAuth)
 	}
-	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, key.Public(), ca.key)
+	der, err := x509.CreateCertificate(rand.Reader, template, ca.cert, public, ca.key)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return writeFile(l.path+".crt", append(pemOf(der), pemOf(ca.cert.Raw)...), 0o644)
+	return append(pemOf(der), pemOf(ca.cert.Raw)...), nil
 }
 
 func stillGood(raw []byte, l leaf, ca *authority) bool {

@@ -110,6 +110,15 @@ func orExit0(err error) error {
 	return err
 }
 
+// run waits for a tool of the host or, where it has none, of the payload.
+func (c *children) run(name string, args ...string) error {
+	script := append([]string{"-c", `exec "$0" "$@"`, name}, args...) // the shell looks in the PATH of the children
+	cmd := exec.Command("/bin/sh", script...)
+	cmd.Env = c.env
+	said, err := cmd.CombinedOutput()
+	return wrapf(err, "%s: %s", name, strings.TrimSpace(string(said)))
+}
+
 // stopGrace is short for what none of them loses when killed: the API server would wait a minute for its watches,
 // and its data is kine's.
 const stopGrace = 2 * time.Second

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
@@ -31,6 +30,9 @@ func secretOf(token string) (secret, hash string, err error) {
 	}
 	hash, credentials, found := strings.Cut(rest, "::")
 	_, secret, hasUser := strings.Cut(credentials, ":")
+	if bootstrapToken.MatchString(credentials) {
+		secret, hasUser = credentials, true
+	}
 	if !found || !hasUser || secret == "" || len(hash) != 64 {
 		return "", "", errors.New("invalid token format: want K10<CA-HASH>::<USERNAME>:<PASSWORD>")
 	}
@@ -69,7 +71,7 @@ func givenToken(ctx context.Context, cfg *settings, name string) (string, error)
 }
 
 // serverSecret gives the secret of the server token: the one configured, else the one in server/token, else a
-// new random one. It refuses a secret other than the one this datastore was made with.
+// new random one.
 func serverSecret(ctx context.Context, d dirs, cfg *settings) (string, error) {
 	token, err := givenToken(ctx, cfg, "token")
 	if err != nil {
@@ -92,30 +94,7 @@ func serverSecret(ctx context.Context, d dirs, cfg *settings) (string, error) {
 	if ca, err := os.ReadFile(d.tls("server-ca.crt")); err == nil && hash != "" && hash != caHash(ca) {
 		return "", fmt.Errorf("token CA hash does not match the Cluster CA certificate hash: %s != %s", hash, caHash(ca))
 	}
-	return secret, bindToData(d, secret)
-}
-
-// bindToData plays the part of k3s's bootstrap data, which the token encrypts: a salted digest beside the
-// datastore remembers which token made it.
-func bindToData(d dirs, secret string) error {
-	path := d.server("db", "standin-token-digest")
-	digest := func(salt string) string {
-		mac := hmac.New(sha256.New, []byte(salt))
-		mac.Write([]byte(secret))
-		return salt + ":" + hex.EncodeToString(mac.Sum(nil))
-	}
-	raw, err := os.ReadFile(path)
-	if errors.Is(err, os.ErrNotExist) {
-		return writeFile(path, []byte(digest(randomHex(16))), 0o600)
-	}
-	if err != nil {
-		return err
-	}
-	salt, _, _ := strings.Cut(string(raw), ":")
-	if !hmac.Equal(raw, []byte(digest(salt))) {
-		return errors.New("bootstrap data already found and encrypted with different token")
-	}
-	return nil
+	return secret, nil
 }
 
 func caHash(pemBytes []byte) string {

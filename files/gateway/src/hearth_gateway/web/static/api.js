@@ -6,11 +6,14 @@ import { EventReader } from "./events.js";
 /** @typedef {{role: "user" | "assistant", content: string}} Message */
 /** @typedef {{id: string, provider: string, demo: boolean, instructions: string}} Model */
 
-/** A failure in words for the person. `kind` decides what the page offers. */
+/**
+ * A failure in words for the person. `kind` decides what the page offers. "sign-in": the proxy in front of the server
+ * wants the person to sign in, and nothing of the request got past it. "token": the server itself knows nobody by it.
+ */
 export class ApiError extends Error {
   /**
    * @param {string} message
-   * @param {"token" | "retry" | "request"} kind
+   * @param {"sign-in" | "token" | "retry" | "request"} kind
    */
   constructor(message, kind) {
     super(message);
@@ -19,7 +22,7 @@ export class ApiError extends Error {
 }
 
 /**
- * Who the gateway takes this browser for. Throws `ApiError` of kind "token" when it knows nobody.
+ * Who the gateway takes this browser for. Throws `ApiError`: of kind "sign-in" or "token" when it is nobody.
  *
  * @param {string} token "" when the person has none: behind the sign-in proxy none is needed
  * @returns {Promise<{email: string, signedIn: boolean}>} `signedIn`: the proxy vouches for the person
@@ -114,7 +117,8 @@ async function request(address, token, options) {
   if (token) headers["Authorization"] = `Bearer ${token}`;
   let response;
   try {
-    response = await fetch(address, { ...options, headers, cache: "no-store", credentials: "same-origin" });
+    // Followed, a redirect to the provider would end as "cannot be reached": another site's page is not ours to read.
+    response = await fetch(address, { ...options, headers, cache: "no-store", credentials: "same-origin", redirect: "manual" });
   } catch (error) {
     if (options.signal?.aborted) throw error;
     throw new ApiError(UNREACHABLE, "retry");
@@ -125,15 +129,16 @@ async function request(address, token, options) {
 
 /** @param {Response} response */
 async function problem(response) {
-  if (response.status === 401) return new ApiError("This access token is not valid here.", "token");
   let message = "";
   try {
     message = String((await response.json()).error.message);
   } catch {
-    // A page of the sign-in proxy: this person is no longer on its list.
-    if (response.status === 403) return new ApiError("You are not signed in here any more.", "token");
-    message = `The server answered with an error (${response.status}).`; // a proxy's page, not our JSON
+    // Not our JSON: the answer of a proxy on the way.
+    const signIn = response.type === "opaqueredirect" || response.status === 401 || response.status === 403;
+    if (signIn) return new ApiError("Your sign-in has ended.", "sign-in");
+    message = `The server answered with an error (${response.status}).`;
   }
+  if (response.status === 401) return new ApiError("This access token is not valid here.", "token");
   const seconds = Number(response.headers.get("Retry-After"));
   if (seconds > 0) message += ` (It suggests to wait ${seconds} s.)`;
   const retry = response.status === 408 || response.status === 429 || response.status >= 500;

@@ -1,6 +1,7 @@
 // @ts-check
 // The chat page. Everything that was said lives in `messages` below and nowhere else.
 
+import { onNews, signInAddress, signInBeside, signOut, tellTabs } from "./account.js";
 import { ApiError, ask, listModels, whoAmI } from "./api.js";
 import { GrowingText, copyButton, make } from "./markdown.js";
 import { Painter } from "./paint.js";
@@ -21,11 +22,15 @@ function element(id, kind) {
   return found;
 }
 
+const account = element("account", HTMLDialogElement);
+const accountOpen = element("account-open", HTMLButtonElement);
 const announcer = element("announcer", HTMLDivElement);
 const demoBanner = element("demo-banner", HTMLParagraphElement);
 const draft = element("draft", HTMLTextAreaElement);
+const ended = element("ended", HTMLDivElement);
 const follow = element("follow", HTMLButtonElement);
 const form = element("form", HTMLFormElement);
+const gone = element("gone", HTMLElement);
 const instructions = element("instructions", HTMLDetailsElement);
 const log = element("log", HTMLDivElement);
 const modelPicker = element("model", HTMLSelectElement);
@@ -176,14 +181,20 @@ async function answer() {
 function finish(article, text, failure, stopped) {
   if (failure && !stopped) {
     const error = failure instanceof ApiError ? failure : new ApiError("Something went wrong on this page.", "retry");
+    if (error.kind === "sign-in") {
+      // Nobody has read the question: it is a draft still.
+      takeBack(article);
+      askToSignIn();
+      return;
+    }
     /** @type {[string, () => void][]} */
     const offers = [["Try again", () => retry(article)]];
     if (!text) offers.push(["Edit the question", () => takeBack(article)]);
-    if (error.kind === "token" && signedIn) offers.push(signInAgain());
-    addProblem(article, error.kind === "token" && signedIn ? SIGNED_OUT : error.message, offers);
-    if (error.kind === "token" && !signedIn) askForToken(error.message, () => retry(article));
+    addProblem(article, error.kind === "token" && person ? NOBODY_IN : error.message, offers);
+    if (error.kind === "token" && !person) askForToken(error.message, () => retry(article));
     return;
   }
+  ended.hidden = true; // signed in again somewhere else, or never out
   if (text) messages.push({ role: "assistant", content: text });
   const actions = make("div", "actions");
   if (text) actions.append(copyButton(() => text));
@@ -249,27 +260,98 @@ function newChat() {
   draft.focus();
 }
 
-// --- models and token --------------------------------------------------------------------------
+// --- signing in and out ------------------------------------------------------------------------
 
-/** Whether the sign-in proxy vouches for the person. Then there is no token to ask for. */
-let signedIn = false;
-const SIGNED_OUT = "You are not signed in any more.";
+/** For whom the sign-in proxy vouches; "" for nobody: then there is a token. */
+let person = "";
+const NOBODY_IN = "The server lets nobody in just now. What you wrote is still here.";
 
-/** @returns {[string, () => void]} */
-function signInAgain() {
-  // The proxy answers the page itself with its sign-in.
-  return ["Sign in again", () => location.reload()];
+function askToSignIn() {
+  ended.hidden = false;
+  announce("Your sign-in has ended; what you wrote is still here.");
 }
+
+/** Look whether the person is signed in again, here or in another tab. */
+async function lookAgain() {
+  if (ended.hidden) return;
+  try {
+    await whoAmI(currentToken());
+  } catch {
+    return; // not yet
+  }
+  void loadModels();
+}
+
+/** @param {string} email for whom the proxy vouches now */
+function greet(email) {
+  const before = person;
+  person = email;
+  if (!before) tellTabs("signed in");
+  accountOpen.hidden = !email;
+  element("who", HTMLParagraphElement).textContent = `You are signed in as ${email}.`;
+  if (ended.hidden) return;
+  ended.hidden = true;
+  announce("You are signed in again.");
+  draft.focus();
+  if (before && before !== email && (messages.length || draft.value)) askWhoseChat(before);
+}
+
+/** @param {string} before whose chat this is, while somebody else is signed in now */
+function askWhoseChat(before) {
+  const article = make("div", "message");
+  log.append(article);
+  addProblem(article, `You are signed in as ${person} now. This chat was begun as ${before}.`, [
+    ["Go on with it", () => { article.remove(); draft.focus(); }],
+    ["New chat", () => { draft.value = ""; growDraft(); newChat(); }],
+  ]);
+}
+
+/** @param {() => void} then what to do once nobody is signed in */
+async function leave(then) {
+  const problem = element("account-problem", HTMLParagraphElement);
+  try {
+    await signOut();
+    await whoAmI(currentToken());
+    problem.textContent = "The server did not sign you out. Try again.";
+  } catch (error) {
+    if (error instanceof ApiError && error.kind === "sign-in") {
+      tellTabs("signed out");
+      forgetAll();
+      then();
+      return;
+    }
+    problem.textContent = error instanceof ApiError ? error.message : "The server cannot be reached. Are you connected?";
+  }
+  problem.hidden = false;
+}
+
+/** Nothing that was said stays on the screen of somebody who has left. */
+function forgetAll() {
+  newChat();
+  draft.value = "";
+  growDraft();
+  account.close();
+  for (const part of document.querySelectorAll(".composer, .notices, .tools, .picker, #welcome")) {
+    if (part instanceof HTMLElement) part.hidden = true;
+  }
+  gone.hidden = false;
+  gone.querySelector("h2")?.focus();
+}
+
+// --- models and token --------------------------------------------------------------------------
 
 async function loadModels() {
   const chosen = modelPicker.value;
   try {
     const me = await whoAmI(currentToken());
-    signedIn = me.signedIn;
-    if (me.email) element("who", HTMLParagraphElement).textContent = `You are signed in as ${me.email}.`;
+    if (me.signedIn) greet(me.email);
     models = await listModels(currentToken());
   } catch (error) {
-    if (error instanceof ApiError && error.kind === "token" && !signedIn) {
+    if (error instanceof ApiError && error.kind === "sign-in") {
+      askToSignIn();
+      return;
+    }
+    if (error instanceof ApiError && error.kind === "token" && !person) {
       askForToken(currentToken() ? error.message : "", () => void loadModels());
       return;
     }
@@ -363,6 +445,19 @@ document.getElementById("theme")?.addEventListener("click", () => {
   }
 });
 document.getElementById("privacy-open")?.addEventListener("click", () => privacy.showModal());
+accountOpen.addEventListener("click", () => account.showModal());
+document.getElementById("sign-out")?.addEventListener("click", () => void leave(() => {}));
+document.getElementById("other-account")?.addEventListener("click", () => {
+  void leave(() => location.assign(signInAddress("", true)));
+});
+signInBeside(element("sign-in-again", HTMLAnchorElement));
+element("gone-again", HTMLAnchorElement).href = signInAddress("");
+element("gone-other", HTMLAnchorElement).href = signInAddress("", true);
+onNews((news) => {
+  if (news === "signed out") forgetAll();
+  else void lookAgain();
+});
+for (const moment of ["focus", "visibilitychange"]) addEventListener(moment, () => void lookAgain());
 modelPicker.addEventListener("change", showModelNotices);
 tokenDialog.addEventListener("close", () => {
   if (tokenInput.value.trim()) {

@@ -1,0 +1,170 @@
+"""The playbooks about hosts and nodes, and what roles and modules must never do: read as text and as YAML.
+
+That they work is shown on the bed (tests/cluster/test_topology.py).
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ansible_collections.homelab.hearth.plugins.filter import k3s as filters
+
+from tests.unit.test_playbooks import ROOT, ansible
+
+PLAYBOOKS = ("cluster", "upgrade", "remove_node", "cluster_restore", "reset")
+CODE = [
+    path
+    for folder in ("roles", "plugins", "playbooks")
+    for path in sorted((ROOT / folder).rglob("*"))
+    if path.suffix in (".py", ".yml", ".sh", ".j2") and "__pycache__" not in path.parts
+]
+
+
+def tasks_of(text: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = []
+
+    def walk(items: list[dict[str, Any]]) -> None:
+        for item in items:
+            found.append(item)
+            for part in ("tasks", "pre_tasks", "block", "rescue", "always"):
+                walk(item.get(part) or [])
+
+    walk(yaml.safe_load(text) or [])
+    return found
+
+
+def role_task(file: str, name: str) -> dict[str, Any]:
+    tasks = tasks_of((ROOT / "roles" / "k3s" / "tasks" / file).read_text())
+    return next(task for task in tasks if task.get("name") == name)
+
+
+def test_ansible_understands_them() -> None:
+    code, said = ansible("--syntax-check", *[f"playbooks/{name}.yml" for name in PLAYBOOKS])
+    assert code == 0, said
+
+
+def test_servers_come_one_after_another_and_the_first_failure_stops_them() -> None:
+    servers, agents = yaml.safe_load((ROOT / "playbooks" / "cluster.yml").read_text())
+    assert servers["serial"] == 1
+    assert "serial" not in agents
+    # A batch all of whose hosts failed ends the run. With this, one that cannot be reached counts twice, and the next begins.
+    assert "any_errors_fatal" not in servers
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "Which node? -e node=NAME"),
+        (("-e", "node=h9"), "Which node? -e node=NAME"),
+    ],
+)
+def test_a_node_that_nobody_knows_is_not_removed(tmp_path: Path, arguments: tuple[str, ...], says: str) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {children: {k3s_cluster: {children: {servers: {hosts: {h1: {ansible_connection: local}}}, agents: {}}}}}\n")
+    code, said = ansible("-i", str(inventory), "playbooks/remove_node.yml", *arguments)
+    assert code != 0
+    assert says in said or "Could not match supplied host pattern" in said
+    assert "changed=0" in said or "changed=" not in said
+
+
+def test_a_restore_asks_first_and_for_a_snapshot(tmp_path: Path) -> None:
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {children: {k3s_cluster: {children: {servers: {hosts: {h1: {ansible_connection: local}}}, agents: {}}}}}\n")
+    for given, says in (("restore_confirmed=true", "Which snapshot?"), ("snapshot=x restore_confirmed=no", "answer yes")):
+        code, said = ansible("-i", str(inventory), "playbooks/cluster_restore.yml", "-e", given)
+        assert code != 0 and says in said and "Nothing was touched" in said
+
+
+def test_a_restore_names_no_other_server() -> None:
+    """`server:` in its configuration makes k3s refuse (k3s#8488); the token is that of the snapshot (k3s#8497)."""
+    files = role_task("restore.yml", "Install binary and files")
+    assert files["vars"]["_k3s_place"]["founds"] is True
+    assert files["vars"]["_k3s_place"]["server"] == ""
+    refused = role_task("restore.yml", "Refuse without the token of the snapshot's cluster")
+    assert "k3s_token" in refused["when"]
+    restored = role_task("restore.yml", "Restore")
+    assert "membership has been reset" in restored["failed_when"]
+
+
+def test_the_data_are_copied_before_an_upgrade_and_a_node_emptied_before_its_restart() -> None:
+    names = [task.get("name") for task in tasks_of((ROOT / "roles/k3s/tasks/_upgrade.yml").read_text())]
+    assert names == ["Keep what there is before the upgrade", "Send the pods elsewhere before the upgrade"]
+    names = [task.get("name") for task in tasks_of((ROOT / "roles/k3s/tasks/main.yml").read_text())]
+    order = [
+        "Get ready for the upgrade",
+        "Run k3s",
+        "Set labels and taints, and let pods in again",
+    ]
+    assert [name for name in names if name in order] == order
+
+
+def test_no_secret_is_read_in_the_open() -> None:
+    for file in ("_join_server.yml", "_kubeconfig.yml"):
+        for task in tasks_of((ROOT / "roles" / "k3s" / "tasks" / file).read_text()):
+            if "ansible.builtin.slurp" in task:
+                assert task["no_log"] is True, task["name"]
+
+
+def test_nothing_asks_for_health_without_credentials() -> None:
+    """k3s answers 401 to /readyz and /livez without them, so such a check says nothing (k3s#3576)."""
+    for path in CODE:
+        for line in path.read_text().splitlines():
+            assert not re.search(r"(curl|get_url|uri:|urlopen).*/(readyz|livez|healthz)", line), f"{path.name}: {line}"
+
+
+def test_k3s_is_called_by_its_full_path() -> None:
+    """A distribution's kubectl may come first, and sudo's path lacks /usr/local/bin."""
+    by_name = re.compile(r"(argv: \[|run_command\(\[|cmd: |command: )[\"']?(k3s|kubectl|crictl|ctr)\b")
+    for path in CODE:
+        if path.suffix == ".py" or "/tasks/" in str(path):
+            for line in path.read_text().splitlines():
+                assert not by_name.search(line), f"{path.name}: {line}"
+
+
+# -- the plan of an upgrade -------------------------------------------------------------------------------------------
+
+
+def host(name: str, installed: str, wanted: str = "v1.36.4+k3s1") -> dict[str, Any]:
+    return {
+        "inventory_hostname": name,
+        "_preflight_survey": {"survey": {"k3s": {"version": installed}, "system": {"hostname": name.upper()}}},
+        "_k3s_wants": {"k3s": {"version": wanted}},
+    }
+
+
+def test_the_plan_of_an_upgrade_is_in_its_order() -> None:
+    hosts = [host("a1", "v1.36.3+k3s1"), host("h1", "v1.36.3+k3s1"), host("h2", "v1.36.4+k3s1"), host("h3", "")]
+    plan = filters.k3s_upgrade_plan(hosts, ["h1", "h2", "h3"], ["a1"])
+    assert [line.split(":")[0] for line in plan] == ["before anything else", "h1 (server)", "h2", "h3", "a1 (agent)"]
+    assert "etcd are healthy" in plan[1] and "nothing to do" in plan[2] and "joins the cluster" in plan[3]
+    assert "healthy" not in plan[4]
+
+
+def test_a_plan_with_nothing_to_do_says_so() -> None:
+    assert filters.k3s_upgrade_plan([host("h1", "v1.36.4+k3s1")], ["h1"]) == ["h1: has v1.36.4+k3s1; nothing to do"]
+
+
+def test_the_name_of_a_node() -> None:
+    assert filters.k3s_node_name(host("h1", "")) == "h1"
+    assert filters.k3s_node_name({"inventory_hostname": "h1", "k3s_node_name": "n1"}) == "n1"
+    assert filters.k3s_node_name({"inventory_hostname": "h1"}) == "h1"
+
+
+# -- the table of traps -----------------------------------------------------------------------------------------------
+
+
+def test_every_trap_has_a_row_and_every_row_a_test_that_exists() -> None:
+    rows = re.findall(r"^\| (\d+) \|([^|]+)\|([^|]+)\|$", (ROOT / "docs" / "cluster.md").read_text(), re.M)
+    assert [int(number) for number, _trap, _tests in rows] == list(range(1, 27))
+    command = ["git", "grep", "-hoE", "--untracked", "def test_[a-z0-9_]+", "--", "tests"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    known = {line.removeprefix("def ") for line in listed.stdout.split("\n")}
+    for number, _trap, tests in rows:
+        names = re.findall(r"`(test_\w+)`", tests)
+        assert names or "not shown" in tests, f"trap {number} has no test, and nobody says so"
+        assert set(names) <= known, f"trap {number}: {set(names) - known}"
