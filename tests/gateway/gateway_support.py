@@ -78,9 +78,15 @@ class Mock:
             return []
         return [json.loads(line) for line in self.record.read_text().splitlines()]
 
+    def asked(self) -> int:
+        """How many requests have begun here. A record is written after the answer, so records must not be counted."""
+        with urllib.request.urlopen(f"{self.url}/healthz", timeout=20) as answer:
+            return int(json.load(answer)["asked"])
+
     def next_record(self, before: int) -> dict[str, Any]:
-        """The first record after the ``before`` ones there were; waits for it."""
-        return wait_for(lambda: self.records()[before:], "a request at the mock vendor")[0]
+        """The record of the request that began after the ``before`` others; waits for it."""
+        found = wait_for(lambda: [record for record in self.records() if record["number"] == before], "a request at the mock vendor")
+        return found[0]
 
     def stop(self) -> None:
         self.process.kill()

@@ -19,7 +19,7 @@ def provider(name: str, url: str, gateway: Gateway) -> dict[str, Any]:
 
 
 def test_embeddings(shared: Gateway, second_vendor: Mock) -> None:
-    before, seen = shared.settled_rows(), len(second_vendor.records())
+    before, seen = shared.settled_rows(), second_vendor.asked()
     answer = shared.client().embeddings.create(model="embed", input=["one two", "drei"], dimensions=2)
     # The SDK asks for base64 by itself and decodes it.
     assert [item.embedding for item in answer.data] == [[2.0, 7.0], [1.0, 4.0]]
@@ -39,7 +39,7 @@ def test_embeddings_as_numbers(shared: Gateway) -> None:
 
 
 def test_images(shared: Gateway, second_vendor: Mock) -> None:
-    before, seen = shared.settled_rows(), len(second_vendor.records())
+    before, seen = shared.settled_rows(), second_vendor.asked()
     answer = shared.client().images.generate(model="draw", prompt=PROMPT, n=2, size="1024x1024", user="ann@example.org")
     assert answer.data is not None and len(answer.data) == 2
     assert base64.b64decode(answer.data[0].b64_json or "").startswith(b"\x89PNG")

@@ -312,7 +312,7 @@ def test_fifty_at_the_last_cent(gateways: tuple[Gateway, ...], vendor: Mock) -> 
     for _ in range(2):
         assert ask(gateways[0], "x-normal", max_tokens=10) is None
     gateways[0].settled_rows()
-    before = len(vendor.records())
+    before = vendor.asked()
     errors: list[Exception | None] = []
     start = threading.Barrier(50)
 
@@ -336,7 +336,7 @@ def test_fifty_at_the_last_cent(gateways: tuple[Gateway, ...], vendor: Mock) -> 
         assert isinstance(error, openai.RateLimitError) and error.code == "quota_exceeded"
         assert error.response.headers["retry-after"] == "5"
         assert "Other answers are being written right now" in error.message
-    assert len(vendor.records()) == before + 1, "no vendor hears of a request that was refused"
+    assert vendor.asked() == before + 1, "no vendor hears of a request that was refused"
     # 10 + 5 cents: over the ceiling of 11, and by less than the one reservation of ten.
     (day,) = [limit for limit in usage(gateways[-1])["limits"] if limit["limit"] == "money_per_day_usd"]
     assert (day["ceiling"], day["used"], day["reserved"], day["left"], day["reached"]) == ("0.11", "0.15", "0", "0", True)
@@ -358,10 +358,10 @@ def test_a_limit_never_fails_over(own: Make, store: dict[str, Any], second_vendo
     gateway = own(second_url=second_vendor.url, limits={"program": {"tokens_per_day": 5}}, **store)
     assert ask(gateway, "f-normal") is None
     gateway.settled_rows()
-    before = len(vendor.records()), len(second_vendor.records())
+    before = vendor.asked(), second_vendor.asked()
     error = ask(gateway, "f-normal", stream=True)
     assert isinstance(error, openai.RateLimitError) and error.code == "quota_exceeded" and error.type == "rate_limit_error"
-    assert (len(vendor.records()), len(second_vendor.records())) == before
+    assert (vendor.asked(), second_vendor.asked()) == before
     assert gateway.metric("hearth_failovers_total") == 0
     assert gateway.metric('hearth_error_responses_total{kind="quota_exceeded",owner="policy"}') == 1
 

@@ -178,7 +178,7 @@ def test_a_rotation_costs_nobody_an_answer(gateway: Gateway) -> None:
 
 def test_vendors_see_a_pseudonym(gateway: Gateway, vendor: Mock) -> None:
     def user(headers: dict[str, str]) -> Any:
-        before = len(vendor.records())
+        before = vendor.asked()
         body = {"model": "sonnet", "messages": [{"role": "user", "content": "Hi"}], "user": "chosen-by-the-client"}
         assert httpx.post(f"{gateway.url}/v1/chat/completions", headers=headers, json=body).status_code == 200
         record = vendor.next_record(before)

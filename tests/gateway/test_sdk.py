@@ -167,7 +167,7 @@ def test_tools_there_and_back(shared: Gateway, vendor: Mock, second_vendor: Mock
             "tool_calls": [{"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}],
         }
         result: Any = {"role": "tool", "tool_call_id": call_id, "content": "Sunny"}
-        before = len(mock.records())
+        before = mock.asked()
         client.chat.completions.create(model=f"{kind}-normal", messages=[*HELLO, call_message, result], tools=[WEATHER])
         record = mock.next_record(before)
         assert record["roles"] == ["user", "assistant", "user" if kind == "x" else "tool"]
@@ -191,7 +191,7 @@ def test_images_and_documents(shared: Gateway, vendor: Mock, second_vendor: Mock
         {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}},
         {"type": "file", "file": {"filename": "a.pdf", "file_data": f"data:application/pdf;base64,{pdf}"}},
     ]
-    before = len(mock.records())
+    before = mock.asked()
     answer = shared.client().chat.completions.create(model=f"{kind}-normal", messages=[{"role": "user", "content": content}])
     assert answer.choices[0].message.content == "You said: What is this?"
     assert mock.next_record(before)["blocks"] == [["text", "image", "document"] if kind == "x" else ["text", "image_url", "file"]]
@@ -214,13 +214,13 @@ def test_cached_tokens_and_stop_reasons(shared: Gateway) -> None:
 
 def test_parameters_reach_the_vendor(shared: Gateway, vendor: Mock) -> None:
     client = shared.client()
-    before = len(vendor.records())
+    before = vendor.asked()
     answer = client.chat.completions.create(model="sonnet", messages=HELLO, max_completion_tokens=3)
     assert answer.choices[0].finish_reason == "length"
     assert vendor.next_record(before)["max_tokens"] == 3
     answer = client.chat.completions.create(model="sonnet", messages=HELLO, stop="dear")
     assert answer.choices[0].message.content == "You said: Hello, "
-    before = len(vendor.records())
+    before = vendor.asked()
     client.chat.completions.create(model="sonnet", messages=HELLO, user="ann@example.org")
     record = vendor.next_record(before)
     assert record["max_tokens"] == 64_000

@@ -118,7 +118,7 @@ def test_images_and_documents(client: anthropic.Anthropic, vendor: Mock, second_
         {"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "A tale."}},
     ]
     mock = vendor if kind == "x" else second_vendor
-    before = len(mock.records())
+    before = mock.asked()
     answer = create(client, f"{kind}-normal", [{"role": "user", "content": content}])
     assert answer.content[0].text == "You said: A tale."
     expected = ["text", "image", "document", "text"] if kind == "x" else ["text", "image_url", "file", "text"]
@@ -142,7 +142,7 @@ def test_thinking_comes_back_signed_and_is_taken_back(client: anthropic.Anthropi
     for message in both_ways(client, "x-thinking", max_tokens=2000, thinking=thinking):
         first = message.content[0]
         assert (first.type, first.thinking, first.signature) == ("thinking", "Let me think. ", "c2lnbmVk")
-        before = len(vendor.records())
+        before = vendor.asked()
         # The mock refuses a signature that is not its own.
         create(client, "x-normal", [*HELLO, message.to_param(), *HELLO], max_tokens=2000, thinking=thinking)
         assert vendor.next_record(before)["blocks"][1] == ["thinking", "text"]
@@ -181,7 +181,7 @@ def test_the_stop_sequence_that_ended_it(client: anthropic.Anthropic) -> None:
 
 
 def test_parameters_reach_the_vendor_and_metadata_does_not(client: anthropic.Anthropic, shared: Gateway, vendor: Mock) -> None:
-    before = len(vendor.records())
+    before = vendor.asked()
     response = client.messages.with_raw_response.create(
         model="sonnet",
         max_tokens=100_000,

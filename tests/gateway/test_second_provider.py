@@ -44,7 +44,7 @@ def test_answers_in_odd_clothes(shared: Gateway, scenario: str) -> None:
 
 
 def test_what_the_vendor_is_asked_for(shared: Gateway, second_vendor: Mock) -> None:
-    seen = len(second_vendor.records())
+    seen = second_vendor.asked()
     shared.client().chat.completions.create(
         model="y-normal", messages=HELLO, max_tokens=9000, temperature=1.5, stop="END", seed=5, user="ann@example.org"
     )

@@ -108,6 +108,7 @@ class Server(ThreadingHTTPServer):
         self.pace_s = pace_s  # seconds after each piece of text
         self._record_file = record
         self._lock = threading.Lock()
+        self._asked = 0  # POST requests begun
 
     def finish_request(self, request: Any, client_address: Any) -> None:
         # In the connection's own thread: a client that stalls in the handshake holds up nobody else.
@@ -122,6 +123,16 @@ class Server(ThreadingHTTPServer):
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             print(f"mock: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+    def begin(self) -> int:
+        """The number of a request that begins, from 0."""
+        with self._lock:
+            self._asked += 1
+            return self._asked - 1
+
+    @property
+    def asked(self) -> int:
+        return self._asked
 
     def record(self, **fields: Any) -> None:
         if self._record_file is None:
@@ -139,11 +150,11 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def do_GET(self) -> None:
-        self._json(200 if self.path == "/healthz" else 404, {"mock": True})
+        self._json(200 if self.path == "/healthz" else 404, {"mock": True, "asked": self.server.asked})
 
     def do_POST(self) -> None:
         vendor = self.server.vendor
-        self._started = time.monotonic()
+        self._number, self._started = self.server.begin(), time.monotonic()
         self._outcome, self._sent = "complete", 0
         length = int(self.headers.get("content-length") or 0)
         if length > MAX_BODY_BYTES:
@@ -180,6 +191,7 @@ class Handler(BaseHTTPRequestHandler):
         messages = known.get("messages")
         messages = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
         return {
+            "number": self._number,  # in the order of the beginnings; the records are in that of the ends
             "scenario": scenario,
             "path": self.path,
             "outcome": self._outcome,
