@@ -27,7 +27,12 @@ def test_every_test_that_acceptance_names_exists() -> None:
 def reports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(run, "REPORTS", tmp_path)
     monkeypatch.setattr(run, "ROOT", tmp_path)
-    monkeypatch.setattr(run, "LAYERS", {"long": run.Layer(900, pytest=("tests/test_long.py",)), "short": run.Layer(10, command=("true",))})
+    layers = {
+        "long": run.Layer(900, pytest=("tests/test_long.py",)),
+        "short": run.Layer(10, command=("true",)),
+        "shaky": run.Layer(10, pytest=("tests/test_shaky.py",), independent=True),
+    }
+    monkeypatch.setattr(run, "LAYERS", layers)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests/acceptance.yml").write_text("issues: {1: {a line: [test_of_the_long_layer], another: ['true']}}\n")
     (tmp_path / "tests/test_long.py").write_text("def test_of_another_name():\n    pass\n\n\ndef test_of_the_long_layer():\n    pass\n")
@@ -68,3 +73,39 @@ def test_without_an_end_everything_runs_and_a_test_that_did_not_is_a_failure(
     assert run.main(["long"]) == 0
     assert run.main(["acceptance"]) == 1
     assert "issue 1: NOT SHOWN: a line\n    test_of_the_long_layer: did not run" in capsys.readouterr().out
+
+
+SHAKY = """
+from pathlib import Path
+import pytest
+
+@pytest.mark.parametrize("number", range({failing}))
+def test_that_fails(number):
+    seen = Path(f"seen-{{number}}")
+    first = not seen.exists()
+    seen.touch()
+    assert not first, "a reason to read"
+
+def test_that_passes():
+    pass
+"""
+
+
+def test_what_fails_once_is_run_by_itself_and_named(reports: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (reports / "tests/test_shaky.py").write_text(SHAKY.format(failing=2))
+    (reports / "tests/acceptance.yml").write_text("issues: {1: {a line: [test_that_fails]}}\n")
+    assert run.main(["shaky"]) == 0
+    said = capsys.readouterr().out
+    assert "a reason to read" in said
+    assert "UNSTEADY tests.test_shaky.test_that_fails[0]: failed, and passed by itself" in said
+    assert "UNSTEADY tests.test_shaky.test_that_fails[1]" in said
+    assert "\n3 passed, 0 failed, 0 skipped" in said
+    assert "a reason to read" in (reports / "shaky.log").read_text()
+    assert run.main(["acceptance"]) == 0
+
+
+@pytest.mark.parametrize(("failing", "body"), [(1, "assert False"), (3, "")])
+def test_what_fails_twice_or_often_is_a_failure(reports: Path, failing: int, body: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (reports / "tests/test_shaky.py").write_text(SHAKY.format(failing=failing).replace("    seen.touch()", f"    seen.touch(); {body}"))
+    assert run.main(["shaky"]) == 1
+    assert f"\n1 passed, {failing} failed, 0 skipped" in capsys.readouterr().out
