@@ -7,6 +7,7 @@ than the real one, so the number of playbook runs is kept small: six, one of the
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,14 +143,18 @@ def deployed(lab: Lab) -> Deployed:
 
 
 def test_preflight_sees_a_real_machine(lab: Lab) -> None:
-    """Two faults are planted: a module that no Debian kernel has, and a server that nobody runs. It finds just these.
+    """Three faults are planted: a module that no Debian kernel has, a server that nobody runs, and a clock that is ten
+    minutes ahead (the hosts of the bed have this machine's). It finds just these.
 
-    Cgroup controllers, modules, ports, disk, memory, clock and routes are those of a real machine, and in order.
+    Cgroup controllers, modules, ports, disk, memory and routes are those of a real machine, and in order.
     """
     faults = {"host_kernel_modules": ["overlay", "zfs"], "k3s_release_url": f"http://{CONTROLLER}:1"}
+    lab.machine.ssh("date --set='+10 minutes'")
     run = lab.play("--tags", "preflight", "-e", json.dumps(faults))
+    lab.machine.ssh("date --set='-10 minutes'")
     assert run.rc == 2, run.output[-6000:]
-    assert "2 problems to solve first" in run.output, run.output[-6000:]
+    assert "3 problems to solve first" in run.output, run.output[-6000:]
+    assert re.search(r"The clock is (59\d|60\d) s ahead of the controller's\.", run.output), run.output[-6000:]
     assert "has no zfs" in run.output
     assert f"http://{CONTROLLER}:1/" in run.output, run.output[-6000:]
 
