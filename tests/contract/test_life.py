@@ -14,7 +14,7 @@ from chain import ANN, CHAT_URL, TOKEN, VARIABLES, Proxy, binary, is_standin, re
 from conftest import MakeProxy
 from identity import arrived, credential
 
-END_S = 10
+END_S = 30
 
 
 def test_c27_the_token_is_read_once(make_proxy: MakeProxy) -> None:
@@ -95,15 +95,15 @@ def test_c30_an_unknown_flag(make_proxy: MakeProxy) -> None:
 def test_c30_sigterm_lets_open_requests_finish(make_proxy: MakeProxy) -> None:
     proxy = make_proxy()
     ann = proxy.signed_in()
-    connection, response = ann.open(f"{CHAT_URL}/stream?chunks=20&every_s=0.1")
+    connection, response = ann.open(f"{CHAT_URL}/stream?chunks=60&every_s=0.1")
     response.readline()
     proxy.terminate()
     # No pause before it stops listening: the pod's preStop has to give Traefik the time to notice.
-    wait_for(lambda: _refused(proxy), "new connections to be refused", 0.5)
+    wait_for(lambda: _refused(proxy), "new connections to be refused", 3)
     proxy.terminate()
     assert proxy.process is not None
     assert proxy.process.poll() is None
-    assert len(response.read().splitlines()) == 19
+    assert len(response.read().splitlines()) == 59
     connection.close()
     assert proxy.process.wait(END_S) == 0
 
@@ -116,7 +116,7 @@ def test_c30_idle_it_ends_at_once(make_proxy: MakeProxy) -> None:
     began = time.monotonic()
     assert proxy.process is not None
     assert proxy.process.wait(END_S) == 0
-    assert time.monotonic() - began < 1
+    assert time.monotonic() - began < 10, "it waited for something, though nothing was open"
 
 
 def _refused(proxy: Proxy) -> bool:

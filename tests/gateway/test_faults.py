@@ -12,14 +12,21 @@ from typing import Any
 
 import openai
 import pytest
-from gateway_support import Gateway, Mock
+from gateway_support import Gateway, Mock, wait_for
 
 HELLO: Any = [{"role": "user", "content": "Hello, dear friends"}]
 Make = Callable[..., Gateway]
 
 
-def ask(gateway: Gateway, model: str = "sonnet", stream: bool = False) -> Any:
-    return gateway.client().chat.completions.create(model=model, messages=HELLO, stream=stream)
+# A word takes 0.2 s: an answer that is still being written when the test, on a busy machine, gets to what it asks meanwhile.
+LONG: Any = [{"role": "user", "content": "word " * 40}]
+# What can be told at once is, and does not wait for one of these; a busy machine's "at once" is a part of them.
+PATIENT = {"connect_s": 25, "first_token_s": 25}
+AT_ONCE_S = 12
+
+
+def ask(gateway: Gateway, model: str = "sonnet", stream: bool = False, messages: Any = HELLO) -> Any:
+    return gateway.client().chat.completions.create(model=model, messages=messages, stream=stream)
 
 
 def failure(gateway: Gateway, model: str = "sonnet", stream: bool = False) -> tuple[openai.APIStatusError, float]:
@@ -56,26 +63,27 @@ def test_https_with_a_private_authority(own: Make, tls_vendor: Mock, certificate
 
 
 def test_a_certificate_nobody_vouches_for(own: Make, tls_vendor: Mock) -> None:
-    error, seconds = failure(own(vendor_url=tls_vendor.url))
+    error, seconds = failure(own(vendor_url=tls_vendor.url, timeouts=PATIENT))
     assert (error.status_code, error.code) == (504, "upstream_unreachable")
-    assert "certificate" in error.message and seconds < 2
+    assert "certificate" in error.message and seconds < AT_ONCE_S
 
 
 def test_tls_to_a_server_that_speaks_none(own: Make, vendor: Mock) -> None:
-    error, seconds = failure(own(vendor_url=vendor.url.replace("http:", "https:")))
-    assert error.code == "upstream_unreachable" and "TLS" in error.message and seconds < 3
+    error, seconds = failure(own(vendor_url=vendor.url.replace("http:", "https:"), timeouts=PATIENT))
+    assert error.code == "upstream_unreachable" and "TLS" in error.message and seconds < AT_ONCE_S
 
 
 def test_refused(own: Make) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    error, seconds = failure(own(vendor_url=f"http://127.0.0.1:{port}"))
-    assert error.code == "upstream_unreachable" and "refused" in error.message and seconds < 1
+    error, seconds = failure(own(vendor_url=f"http://127.0.0.1:{port}", timeouts=PATIENT))
+    assert error.code == "upstream_unreachable" and "refused" in error.message and seconds < AT_ONCE_S
 
 
 def test_a_name_that_does_not_exist(own: Make) -> None:
-    error, seconds = failure(own(vendor_url="http://vendor.invalid"))
-    assert error.code == "upstream_unreachable" and "name" in error.message and seconds < 3
+    # How long a resolver takes to say no is the machine's business.
+    error, _ = failure(own(vendor_url="http://vendor.invalid", timeouts=PATIENT))
+    assert error.code == "upstream_unreachable" and "name" in error.message
 
 
 def test_slow_headers_meet_the_first_token_limit(own: Make) -> None:
@@ -83,20 +91,20 @@ def test_slow_headers_meet_the_first_token_limit(own: Make) -> None:
     for stream in (False, True):
         error, seconds = failure(gateway, "x-slow-headers", stream)
         assert (error.status_code, error.code) == (504, "upstream_timeout")
-        assert 1 <= seconds < 2
+        assert 1 <= seconds < 6, "the vendor's headers come after 10 s"
 
 
 def test_silence_before_the_first_word(own: Make) -> None:
     gateway = own(timeouts={"first_token_s": 1})
     error, seconds = failure(gateway, "x-silent", stream=True)
-    assert error.code == "upstream_timeout" and "begin" in error.message and 1 <= seconds < 2
+    assert error.code == "upstream_timeout" and "begin" in error.message and 1 <= seconds < 6
 
 
 def test_headers_go_out_early_so_that_proxies_do_not_give_up(own: Make) -> None:
-    gateway = own(server={"headers_after_s": 0.5}, timeouts={"first_token_s": 2})
+    gateway = own(server={"headers_after_s": 0.5}, timeouts={"first_token_s": 6})
     started = time.monotonic()
     stream = ask(gateway, "x-silent", stream=True)
-    assert time.monotonic() - started < 1.5
+    assert time.monotonic() - started < 5
     assert "x-hearth-provider" not in stream.response.headers, "nobody knows yet who will serve"
     with pytest.raises(openai.APIError, match="begin to answer"):
         list(stream)
@@ -140,21 +148,27 @@ def test_heartbeats_while_the_vendor_is_silent(shared: Gateway) -> None:
 
 def test_when_full_it_says_so_at_once_and_stays_healthy(own: Make) -> None:
     gateway = own(server={"max_open_requests": 2})
-    streams = [ask(gateway, "x-slow", stream=True) for _ in range(2)]
+    streams = [ask(gateway, "x-slow", stream=True, messages=LONG) for _ in range(2)]
     error, seconds = failure(gateway)
     assert (error.status_code, error.code) == (503, "gateway_busy")
-    assert error.response.headers["retry-after"] == "2" and seconds < 1
+    assert error.response.headers["retry-after"] == "2" and seconds < 5, "it does not wait for one of the two to end"
     assert gateway.client().models.list().data
     for stream in streams:
         list(stream)
+    wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "the answers to be counted out")
     assert ask(gateway).choices
+
+
+LONG_HELLO: Any = [{"role": "user", "content": "Hello, dear friends, and all who read this"}]
 
 
 def test_many_streams_at_a_time(shared: Gateway) -> None:
     texts: list[str] = []
+    client = shared.client()  # one for all: to make forty is most of the work
 
     def run() -> None:
-        texts.append("".join(chunk.choices[0].delta.content or "" for chunk in ask(shared, "x-slow", stream=True)))
+        chunks = client.chat.completions.create(model="x-slow", messages=LONG_HELLO, stream=True)
+        texts.append("".join(chunk.choices[0].delta.content or "" for chunk in chunks))
 
     threads = [threading.Thread(target=run) for _ in range(40)]
     started = time.monotonic()
@@ -162,9 +176,9 @@ def test_many_streams_at_a_time(shared: Gateway) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    assert texts == ["You said: Hello, dear friends"] * 40
-    # One after the other they would need 40 s.
-    assert time.monotonic() - started < 20
+    assert texts == [f"You said: {LONG_HELLO[0]['content']}"] * 40
+    # One after the other they would need 80 s.
+    assert time.monotonic() - started < 40
 
 
 def test_connections_to_the_vendor_are_used_again(own: Make, vendor: Mock) -> None:

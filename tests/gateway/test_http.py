@@ -145,7 +145,8 @@ def test_streams_are_not_to_be_buffered(shared: Gateway) -> None:
 
 def test_pieces_arrive_when_they_are_written(shared: Gateway) -> None:
     """The first word is there long before the last: nothing between vendor and client collects."""
-    body = json.dumps({**json.loads(HELLO), "model": "x-slow", "stream": True})
+    long = [{"role": "user", "content": "word " * 20}]
+    body = json.dumps({"model": "x-slow", "stream": True, "messages": long})
     connection = http.client.HTTPConnection(*shared.address, timeout=20)
     started = time.monotonic()
     connection.request("POST", "/v1/chat/completions", body, {"X-Api-Key": TOKEN, "Content-Type": "application/json"})
@@ -157,7 +158,8 @@ def test_pieces_arrive_when_they_are_written(shared: Gateway) -> None:
         if not first and b'"content":"You"' in received:
             first = time.monotonic() - started
     whole = time.monotonic() - started
-    assert 0 < first < whole - 0.3
+    # 4 s lie between them at the vendor; a busy machine may be late with the first.
+    assert 0 < first < whole - 1
 
 
 def test_metrics_are_on_their_own_port_only(shared: Gateway) -> None:

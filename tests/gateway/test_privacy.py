@@ -13,7 +13,6 @@ import json
 import signal
 import socket
 import sqlite3
-import time
 import urllib.parse
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -214,7 +213,7 @@ def test_nothing_is_left_anywhere(watched: Watched, vendor: Mock) -> None:
     # The phrases were really there: the vendor's echo holds the question.
     status, answer = watched.send("/v1/chat/completions", body(CHAT, "sonnet"), PROGRAM)
     assert status == 200 and QUESTION in json.loads(answer)["choices"][0]["message"]["content"]
-    wait_for(lambda: watched.metric("hearth_open_requests") == 0, "open requests to end")
+    watched.settled_rows()
     outcomes = {row["outcome"] for row in watched.rows()}
     assert {"ok", "cancelled", "upstream_timeout", "upstream_protocol", "upstream_interrupted"} <= outcomes
     assert watched.events("unexpected-error") == []
@@ -242,9 +241,8 @@ def test_a_crash_leaves_nothing(watched: Watched, how: signal.Signals) -> None:
         reading = pool.submit(hang_up_after, watched, body(CHAT, "x-slow", stream=True))
         wait_for(lambda: watched.metric("hearth_open_requests") == 1, "the answer to begin")
         watched.process.send_signal(how)
-        assert watched.process.wait(20) == -how
+        assert watched.wait() == -how
         reading.result(20)
-    time.sleep(0.2)
     for name in ("standard error", "standard output", "rows", "database files", "temporary files", "working directory", "core dumps"):
         assert search(SINKS[name].read(watched), PHRASES) == [], name
 

@@ -11,7 +11,7 @@ import httpx2 as httpx
 import pytest
 import sqlalchemy as sa
 from gateway_support import Gateway, wait_for
-from people_support import ANN, BOB, HOUSE, PROXY, Answer, auth, me, person
+from people_support import ANN, BOB, HOUSE, NOTICED_S, PROXY, Answer, auth, me, person
 from postgres_support import PASSWORD
 
 from hearth_gateway.config import LimitsConfig
@@ -140,7 +140,8 @@ def ask(gateway: Gateway, email: str) -> httpx.Response:
 
 
 def spent(gateway: Gateway, email: str) -> Decimal:
-    usage = httpx.get(f"{gateway.url}/api/usage?days=1", headers=auth(email)).json()
+    # Two days: midnight may come in the middle of a test.
+    usage = httpx.get(f"{gateway.url}/api/usage?days=2", headers=auth(email)).json()
     return Decimal(str(usage["total"]["cost_usd"]))
 
 
@@ -152,7 +153,7 @@ def test_what_was_used_this_month_counts_against_the_limit_of_the_new_address(ga
     assert ask(gateway, ANN).status_code == 429
     done = person(gateway, "rename", "-", stdin=f"{ANN} {NEW}\n")
     assert (done["changed"], done["person"]["email"], done["ledger_rows"], done["open_rows"]) == (True, NEW, 1, 0)
-    wait_for(lambda: me(gateway, ANN)[0] == 403, "the former address to be refused", 5)
+    wait_for(lambda: me(gateway, ANN)[0] == 403, "the former address to be refused")
     refused = ask(gateway, NEW)
     assert refused.status_code == 429
     assert "for this month" in refused.json()["error"]["message"]
@@ -163,7 +164,7 @@ def test_what_was_used_this_month_counts_against_the_limit_of_the_new_address(ga
 def test_an_open_answer_is_cut_and_charged_before_it_goes_along(gateway: Gateway) -> None:
     answer = Answer(gateway, auth(ANN)).begun()
     done = person(gateway, "rename", ANN, "--to", NEW)
-    assert answer.over is not None
+    wait_for(lambda: answer.over, "its reader to see that it was cut", NOTICED_S)
     assert (done["ledger_rows"], done["open_rows"]) == (1, 0)
     assert {row["person"] for row in gateway.rows()} == {NEW}
     # Nothing is left held, nor in the name of the former address.

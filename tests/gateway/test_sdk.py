@@ -4,7 +4,6 @@ against the mock vendor, to see that the mock is like the vendor."""
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import anthropic
@@ -30,8 +29,6 @@ WEATHER: Any = {
 
 # The same scenarios at both vendors: x-… is Anthropic's own API, y-… an OpenAI-compatible server.
 BOTH = pytest.mark.parametrize("kind", ["x", "y"], ids=["anthropic", "openai"])
-# A 429 opens the breaker, in the test gateways for 10 ms: what comes sooner is answered without the vendor.
-BREAKER_S = 0.03
 
 
 @BOTH
@@ -249,7 +246,7 @@ def test_parameters_reach_the_vendor(shared: Gateway, vendor: Mock) -> None:
 def test_errors_raise_the_right_class(
     shared: Gateway, kind: str, model: str, exception: type[openai.APIStatusError], status: int, code: str, stream: bool
 ) -> None:
-    time.sleep(BREAKER_S)
+    shared.breakers_over()
     with pytest.raises(exception) as caught:
         shared.client().chat.completions.create(model=f"{kind}-{model}", messages=HELLO, stream=stream)
     assert caught.value.status_code == status
@@ -259,11 +256,11 @@ def test_errors_raise_the_right_class(
 
 @BOTH
 def test_retry_after_is_passed_on(shared: Gateway, kind: str) -> None:
-    time.sleep(BREAKER_S)
+    shared.breakers_over()
     with pytest.raises(openai.RateLimitError) as caught:
         shared.client().chat.completions.create(model=f"{kind}-429", messages=HELLO)
     assert caught.value.response.headers["retry-after"] == "7"
-    time.sleep(BREAKER_S)
+    shared.breakers_over()
     with pytest.raises(openai.RateLimitError) as caught:
         shared.client().chat.completions.create(model=f"{kind}-429-bare", messages=HELLO)
     # The vendor said nothing. What may be there is the breaker's own pause, 10 ms, in whole seconds.

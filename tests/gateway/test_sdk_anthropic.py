@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -26,8 +25,6 @@ PROXY_TOKEN = "proxy-token-0123456789abcdef"
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
 PDF = "JVBERi0xLjcKJWhlbGxvCg=="
 
-# A 429 opens the breaker, in the test gateways for 10 ms: what comes sooner is answered without the vendor.
-BREAKER_S = 0.03
 # The same scenarios at both vendors: x-… is Anthropic's own API, y-… an OpenAI-compatible server.
 BOTH = pytest.mark.parametrize("kind", ["x", "y"], ids=["anthropic", "openai"])
 
@@ -264,23 +261,29 @@ ERRORS = [
 @BOTH
 @pytest.mark.parametrize(("scenario", "exception", "status", "type_"), ERRORS, ids=[case[0] for case in ERRORS])
 def test_errors_raise_the_right_class(
-    client: anthropic.Anthropic, kind: str, scenario: str, exception: type[anthropic.APIStatusError], status: int, type_: str
+    client: anthropic.Anthropic,
+    shared: Gateway,
+    kind: str,
+    scenario: str,
+    exception: type[anthropic.APIStatusError],
+    status: int,
+    type_: str,
 ) -> None:
     # The stream, because there an error could hide behind a 200; the silent one gets its headers late.
-    time.sleep(BREAKER_S)
+    shared.breakers_over()
     with pytest.raises(exception) as caught:
         create(client, f"{kind}-{scenario}", stream=scenario != "silent")
     error = caught.value
     assert (error.status_code, error.type) == (status, type_)
     assert error.api_message and error.request_id
-    time.sleep(BREAKER_S)
+    shared.breakers_over()
     with pytest.raises(exception):
         create(client, f"{kind}-{scenario}")
 
 
 @BOTH
-def test_retry_after_is_passed_on(client: anthropic.Anthropic, kind: str) -> None:
-    time.sleep(BREAKER_S)
+def test_retry_after_is_passed_on(client: anthropic.Anthropic, shared: Gateway, kind: str) -> None:
+    shared.breakers_over()
     with pytest.raises(anthropic.RateLimitError) as caught:
         create(client, f"{kind}-429")
     assert caught.value.response.headers["retry-after"] == "7"

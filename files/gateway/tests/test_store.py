@@ -28,7 +28,7 @@ from hearth_gateway.store.tables import ledger as ledger_table
 from hearth_gateway.store.tables import metadata, schema_steps, schema_version
 from hearth_gateway.translate.events import Usage
 
-PATIENCE_S = 10
+PATIENCE_S = 20
 BOOK = LimitBook(AllLimitsConfig())
 NOW = 1_700_000_000.5  # 2023-11-14 22:13 UTC
 
@@ -255,7 +255,8 @@ def test_a_fault_is_told_once_and_no_settlement_is_lost(tmp_path: Path, monkeypa
 
 def test_a_commit_that_nobody_heard_of_is_not_charged_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection breaks after the database has written: the writer must find out by itself."""
-    monkeypatch.setattr(ledger_module, "_RETRY_S", 0.05)
+    # Long enough for the second to come before the writer tries again.
+    monkeypatch.setattr(ledger_module, "_RETRY_S", 2.0)
     path = tmp_path / "hearth.db"
     ledger = open_ledger(path, [])
     first, second = intent(1), intent(2)
@@ -283,15 +284,24 @@ def test_a_commit_that_nobody_heard_of_is_not_charged_twice(tmp_path: Path, monk
 
 def test_who_waited_too_long_holds_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database is busy: one intent is on its way to it, another has not left. Both waits end before."""
-    monkeypatch.setattr(ledger_module, "_INTENT_WAIT_S", 0.2)
+    monkeypatch.setattr(ledger_module, "_INTENT_WAIT_S", 1.0)
     path = tmp_path / "hearth.db"
     ledger = open_ledger(path, [])
+    write = ledger._writer.write
+    on_its_way = threading.Event()
+
+    def write_and_tell(batch: Any) -> None:
+        # Its own thread has tried in vain; the ledger's goes on with what there is now.
+        if threading.current_thread().name == "ledger":
+            on_its_way.set()
+        write(batch)
+
+    monkeypatch.setattr(ledger._writer, "write", write_and_tell)
     with sqlite3.connect(path, isolation_level=None) as busy, ThreadPoolExecutor(2) as pool:
         busy.execute("BEGIN IMMEDIATE")
-        waits = []
-        for number in (1, 2):
-            waits.append(pool.submit(ledger.begin, intent(number)))
-            time.sleep(0.05)
+        waits = [pool.submit(ledger.begin, intent(1))]
+        assert on_its_way.wait(PATIENCE_S)
+        waits.append(pool.submit(ledger.begin, intent(2)))
         assert [wait.exception().kind for wait in waits] == [Kind.LEDGER_UNAVAILABLE] * 2  # type: ignore[union-attr]
         busy.execute("ROLLBACK")
     assert ledger.close(PATIENCE_S) == 0
@@ -547,7 +557,7 @@ def everything(path: Path) -> list[tuple[object, ...]]:
 
 
 def wait_until(condition: object) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.01)
