@@ -175,7 +175,8 @@ def test_a_flood_before_sign_in_leaves_a_chat_alone(
     assert asked == [200] * 20
     assert len(found) == 100
     # A flood is work for this machine, too: some lines may meet it, the others arrive when they are made.
-    assert sorted(found)[-25] < 1, sorted(found)[-25:]
+    assert sorted(found)[-10] < 1, sorted(found)[-10:]
+    assert max(found) < 3, max(found)
 
 
 def test_both_hosts_of_the_sign_in_answer(house: House) -> None:

@@ -18,8 +18,7 @@ from upstream import Upstream
 NEXT = "next-proxy-token-0123456789"
 QUESTION = b'{"model": "x-normal", "stream": true, "messages": [{"role": "user", "content": "hello"}]}'
 JSON = (("Content-Type", "application/json"),)
-# 5 s is the promise, a look every 2 s the way. A busy machine takes its own time; who never looks again takes for ever.
-REFUSED_S = 15
+REFUSED_S = 5
 # Longer than Traefik's pause between two changes of its configuration, and than the files provider's.
 FOLLOWED_S = 3
 

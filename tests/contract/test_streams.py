@@ -90,7 +90,7 @@ def check_leaving(browser: Browser, upstream: Upstream) -> None:
     response.close()
     connection.close()
     wait_for(lambda: len(upstream.left) > before, "the upstream to see it")
-    assert upstream.left[-1] - gone <= 10
+    assert upstream.left[-1] - gone <= 2  # 1 s is the promise; a busy machine takes its own time
 
 
 def check_broken_stream(browser: Browser) -> None:

@@ -334,10 +334,10 @@ def test_rotation_of_the_proxys_token(own: Callable[..., Gateway]) -> None:
     old, new = f"Authorization: {basic(ANN)}", f"Authorization: {basic(ANN, NEXT)}"
     assert (raw.who(old), raw.who(new)) == (f"{ANN}/browser", "401")
     (gateway.tokens / "proxy-next").write_text(NEXT)
-    wait_for(lambda: raw.who(new) == f"{ANN}/browser", "the new token")
+    wait_for(lambda: raw.who(new) == f"{ANN}/browser", "the new token", 5)
     assert raw.who(old) == f"{ANN}/browser"
     (gateway.tokens / "proxy").unlink()
-    wait_for(lambda: raw.who(old) == "401", "the old token to be refused")
+    wait_for(lambda: raw.who(old) == "401", "the old token to be refused", 5)
     assert raw.who(new) == f"{ANN}/browser"
     log = "".join(gateway.log_lines)
     assert "@" not in log and NEXT not in log and PROXY not in log

@@ -475,8 +475,8 @@ def test_a_client_that_leaves_cancels_at_the_vendor(
     left = time.time()
     record = mock.next_record(before)
     assert record["outcome"] == "client-left"
-    # 1 s is the promise. A busy machine takes its own time; who does not notice lets the vendor write for 12 s, or be silent for 20.
-    assert record["finished_at"] - left < 6
+    # 1 s is the promise. The vendor notices within 0.05 s more, and a busy machine takes its own time.
+    assert record["finished_at"] - left < 2
     row = gateway.wait_row(rows)
     assert row["outcome"] == "cancelled" and (scenario == "silent" or row["output_tokens"] >= 1)
     wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "the request to be counted out")
