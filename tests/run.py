@@ -64,7 +64,7 @@ LAYERS: dict[str, Layer] = {
     "lint": Layer(240, pytest=("tests/lint",)),
     "sanity": Layer(420, pytest=("tests/sanity",)),
     "unit": Layer(300, pytest=("tests/unit", "tests/docs", "files/gateway/tests"), workers=2, independent=True),
-    "render": Layer(240, pytest=("tests/render",)),
+    "render": Layer(240, pytest=("tests/render",), workers=2),
     "gateway": Layer(600, pytest=("tests/gateway",), workers=2, independent=True, stand_ins=(VENDOR,)),
     "fuzz": Layer(400, pytest=("tests/gateway/test_fuzz.py",), stand_ins=(VENDOR,)),
     "contract": Layer(300, pytest=("tests/contract",), independent=True, stand_ins=(OAUTH2_PROXY, OIDC, VENDOR)),
@@ -86,8 +86,8 @@ LAYERS: dict[str, Layer] = {
     "faults": Layer(400, pytest=("tests/cluster/test_faults.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "gateway-cluster": Layer(600, pytest=("tests/cluster/test_gateway_rollout.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     # One to four hosts on one bed: built, grown, a server lost, nodes removed and added, upgraded.
-    "topology": Layer(1400, pytest=("tests/cluster/test_topology.py",), stand_ins=(HOSTS, K3S, VENDOR)),
-    "airgap": Layer(400, pytest=("tests/cluster/test_airgap.py",), stand_ins=(HOSTS, K3S, VENDOR)),
+    "topology": Layer(1500, pytest=("tests/cluster/test_topology.py",), stand_ins=(HOSTS, K3S, VENDOR)),
+    "airgap": Layer(240, pytest=("tests/cluster/test_airgap.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "access": Layer(
         900, pytest=("tests/cluster/access",), stand_ins=(HOSTS, K3S, FRONT_DOOR, BED_OAUTH2_PROXY, OIDC, VENDOR)
     ),
