@@ -448,6 +448,16 @@ def test_a_model_list_that_does_not_come_can_be_tried_again(tab: Tab, demo: str)
     expect(page.locator("#welcome")).to_be_visible()
 
 
+def test_a_server_that_never_answers_is_not_waited_for_in_silence(tab: Tab, demo: str) -> None:
+    page = tab.page
+    page.route("**/v1/models", lambda _route: None)
+    page.goto(demo)
+    expect(page.locator(".problem")).to_contain_text("The server does not answer.")
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#model")).to_be_enabled()
+
+
 def test_server_gone_the_question_can_be_taken_back(tab: Tab, demo: str) -> None:
     page = tab.page
     open_page(page, demo)

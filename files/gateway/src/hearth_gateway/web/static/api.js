@@ -21,6 +21,12 @@ export class ApiError extends Error {
   }
 }
 
+// For what the server knows at once. Without a limit a connection that died in silence would leave the page without models.
+const AT_ONCE_MS = 15_000;
+const SILENT = "The server does not answer.";
+const UNREACHABLE = "The server cannot be reached. Are you connected?";
+const BROKEN = "The connection broke before the answer was complete.";
+
 /**
  * Who the gateway takes this browser for. Throws `ApiError`: of kind "sign-in" or "token" when it is nobody.
  *
@@ -28,12 +34,9 @@ export class ApiError extends Error {
  * @returns {Promise<{email: string, signedIn: boolean}>} `signedIn`: the proxy vouches for the person
  */
 export async function whoAmI(token) {
-  const me = await (await request("api/me", token, {})).json();
+  const me = await (await request("api/me", token, { signal: AbortSignal.timeout(AT_ONCE_MS) })).json();
   return { email: String(me.email ?? ""), signedIn: me.door === "browser" };
 }
-
-const UNREACHABLE = "The server cannot be reached. Are you connected?";
-const BROKEN = "The connection broke before the answer was complete.";
 
 /**
  * The models one can chat with. `instructions` is what the operator tells a model first, "" for nothing.
@@ -42,7 +45,7 @@ const BROKEN = "The connection broke before the answer was complete.";
  * @returns {Promise<Model[]>}
  */
 export async function listModels(token) {
-  const response = await request("v1/models", token, {});
+  const response = await request("v1/models", token, { signal: AbortSignal.timeout(AT_ONCE_MS) });
   const body = await response.json();
   const chats = body.data.filter((/** @type {any} */ item) => item.hearth?.kind === "chat");
   return chats.map((/** @type {any} */ item) => ({
@@ -120,6 +123,7 @@ async function request(address, token, options) {
     // Followed, a redirect to the provider would end as "cannot be reached": another site's page is not ours to read.
     response = await fetch(address, { ...options, headers, cache: "no-store", credentials: "same-origin", redirect: "manual" });
   } catch (error) {
+    if (options.signal?.reason?.name === "TimeoutError") throw new ApiError(SILENT, "retry");
     if (options.signal?.aborted) throw error;
     throw new ApiError(UNREACHABLE, "retry");
   }
