@@ -10,9 +10,12 @@ import base64
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +29,8 @@ ANSWER_MS = 30_000  # the demo takes 3 s; a loaded machine needs room
 expect.set_options(timeout=ANSWER_MS)  # and for a page more than Playwright's own 5 s
 
 
-def demo_of(directory: Path, *python: str) -> Iterator[str]:
+@contextmanager
+def running_demo(directory: Path, *python: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """Run the demo with this Python; yields the address a person opens, token included."""
     log = (directory / "log").open("w")
     process = subprocess.Popen(
@@ -39,7 +43,7 @@ def demo_of(directory: Path, *python: str) -> Iterator[str]:
     assert process.stdout is not None
     found = re.search(r"http://\S+", process.stdout.readline())
     assert found, Path(log.name).read_text()
-    yield found[0]
+    yield found[0], process
     process.terminate()
     assert process.wait(20) == 0
     log.close()
@@ -47,7 +51,8 @@ def demo_of(directory: Path, *python: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from demo_of(tmp_path_factory.mktemp("demo"), "-m", "hearth_gateway")
+    with running_demo(tmp_path_factory.mktemp("demo"), "-m", "hearth_gateway") as (address, _):
+        yield address
 
 
 # For tests that do something in the middle of an answer: the same, but 7 s long, so that a busy machine is in time for it.
@@ -63,7 +68,8 @@ sys.exit(main())
 
 @pytest.fixture(scope="module")
 def unhurried(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    yield from demo_of(tmp_path_factory.mktemp("unhurried"), "-c", UNHURRIED)
+    with running_demo(tmp_path_factory.mktemp("unhurried"), "-c", UNHURRIED) as (address, _):
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -468,6 +474,29 @@ def test_server_gone_the_question_can_be_taken_back(tab: Tab, demo: str) -> None
     page.get_by_role("button", name="Edit the question").click()
     assert page.input_value("#draft") == "my precious question\nand more"
     expect(page.locator("#welcome")).to_be_visible()
+
+
+def test_a_connection_that_dies_unnoticed_in_the_middle_is_told(tab: Tab, tmp_path: Path) -> None:
+    """A process that is frozen looks from here like a telephone that has left the house's network."""
+    page = tab.page
+    page.clock.install()
+    with running_demo(tmp_path, "-c", UNHURRIED) as (address, process):
+        open_page(page, address)
+        ask(page, "my precious question")
+        expect(last_answer(page)).to_contain_text("demo provider")
+        page.clock.fast_forward(35_000)
+        expect(last_answer(page)).to_contain_text("What you can try")  # words that come prove the connection
+        assert page.locator(".problem").count() == 0
+        process.send_signal(signal.SIGSTOP)
+        try:
+            time.sleep(1)  # what was on its way
+            page.clock.fast_forward(41_000)
+            expect(page.locator(".problem")).to_contain_text("The connection broke before the answer was complete.")
+        finally:
+            process.send_signal(signal.SIGCONT)
+        page.get_by_role("button", name="Try again").click()
+        wait_until_answered(page)
+        expect(last_answer(page)).to_contain_text("counts of words.")
 
 
 def test_a_model_cannot_write_markup(tab: Tab, demo: str) -> None:

@@ -29,6 +29,7 @@ def gateway(own: Callable[..., Gateway]) -> Gateway:
 
 
 def test_disabled_in_the_middle_of_an_answer(gateway: Gateway, vendor: Mock) -> None:
+    asked = vendor.asked()
     ann, bob = Answer(gateway, auth(ANN)).begun(), Answer(gateway, auth(BOB)).begun()
     assert person(gateway, "disable", ANN)["changed"] is True
     since = time.monotonic()
@@ -42,7 +43,8 @@ def test_disabled_in_the_middle_of_an_answer(gateway: Gateway, vendor: Mock) -> 
     assert person(gateway, "enable", ANN)["person"]["state"] == "active"
     wait_for(lambda: me(gateway, ANN)[0] == 200, "the person to be let in again", NOTICED_S)
     # The vendor was told to stop, too.
-    wait_for(lambda: any(record["outcome"] == "client-left" for record in vendor.records()), "the vendor's connection to be cut")
+    mine = ("client-left", asked)
+    wait_for(lambda: mine in [(record["outcome"], record["number"]) for record in vendor.records()], "the vendor's connection to be cut")
 
 
 def test_disabled_while_the_vendor_is_silent(gateway: Gateway) -> None:

@@ -23,6 +23,9 @@ export class ApiError extends Error {
 
 // For what the server knows at once. Without a limit a connection that died in silence would leave the page without models.
 const AT_ONCE_MS = 15_000;
+// An open stream says something at least every 15 s (`heartbeat_s` of the server). Longer silence is a connection that died unnoticed,
+// as when a telephone leaves the house's network.
+const SILENCE_MS = 40_000;
 const SILENT = "The server does not answer.";
 const UNREACHABLE = "The server cannot be reached. Are you connected?";
 const BROKEN = "The connection broke before the answer was complete.";
@@ -100,11 +103,19 @@ export async function* ask(token, model, messages, signal) {
  * @param {AbortSignal} signal
  */
 async function read(reader, signal) {
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  /** @type {Promise<never>} */
+  const silence = new Promise((_, fail) => {
+    timer = setTimeout(fail, SILENCE_MS);
+  });
   try {
-    return await reader.read();
+    return await Promise.race([reader.read(), silence]);
   } catch (error) {
     if (signal.aborted) throw error;
     throw new ApiError(BROKEN, "retry");
+  } finally {
+    clearTimeout(timer);
   }
 }
 
