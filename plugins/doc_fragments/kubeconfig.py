@@ -12,7 +12,8 @@ class ModuleDocFragment:
 options:
   kubeconfig:
     description: >-
-      Kubeconfig on the controller, with a client certificate or a token. Without it E(K8S_AUTH_KUBECONFIG),
+      Kubeconfig on the controller, with a client certificate, a token, or a plugin that fetches one (C(exec), as clouds
+      have it). Without it E(K8S_AUTH_KUBECONFIG),
       E(KUBECONFIG) and C(~/.kube/config) count, in this order.
     type: path
   context:

@@ -344,6 +344,14 @@ def test_files_beside_the_kubeconfig_count_too(api: Server, authority: Authority
     assert through(run_module, changed(kubeconfig, use_files))["chunks"] == 3
 
 
+def plugin(*words: str, **more: Any) -> dict[str, Any]:
+    return {"apiVersion": _kubeconfig.PLUGIN_VERSIONS[0], "command": words[0], "args": list(words[1:]), **more}
+
+
+def fetched_by(spec: dict[str, Any]) -> Callable[[dict[str, Any]], Any]:
+    return lambda document: document["users"][0].update(user={"exec": spec})
+
+
 def test_no_temporary_file_keeps_the_key(api: Server, kubeconfig: Path, run_module: Run, tmp_path: Path, monkeypatch: Any) -> None:
     scratch = tmp_path / "scratch"
     scratch.mkdir()
@@ -366,7 +374,13 @@ def test_another_authority_is_not_trusted(api: Server, kubeconfig: Path, run_mod
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["users"][0].update(user={"exec": {"command": "aws"}}), "neither a client certificate nor a token"),
+        (lambda d: d["users"][0].update(user={"auth-provider": {"name": "gcp"}}), "neither a client certificate nor a token"),
+        (fetched_by({"command": "aws"}), "a plugin of version None; known are client.authentication"),
+        (fetched_by(plugin("no-such-command", installHint="Get it\nthere.")), "cannot be run (No such file or directory): Get it there."),
+        (fetched_by(plugin("true", interactiveMode="Always")), "wants to ask somebody"),
+        (fetched_by(plugin("sh", "-c", "echo secret; echo log in first >&2; exit 3")), "failed: log in first"),
+        (fetched_by(plugin("echo", '{"kind": "secret"}')), "answers with something that is no ExecCredential"),
+        (fetched_by(plugin("cat")), "answers with something that is no ExecCredential"),
         (lambda d: d.update({"current-context": "other"}), "no context named 'other'"),
         (lambda d: d["clusters"][0]["cluster"].update(server="http://127.0.0.1:1"), "names no https server"),
         (lambda d: d["users"][0]["user"].update({"client-key-data": "%%"}), "not base64"),
@@ -379,6 +393,48 @@ def test_a_kubeconfig_that_does_not_do_is_named(
     result = through(run_module, changed(kubeconfig, change))
     assert result["failed"]
     assert message in result["msg"]
+    assert "secret" not in result["msg"]
+
+
+# What a plugin of a cloud does: it looks at what it is told, and prints what lies beside it.
+PLUGIN = """#!/usr/bin/env python3
+import json, os, pathlib, sys
+asked = json.loads(os.environ["KUBERNETES_EXEC_INFO"])
+here = pathlib.Path(__file__).parent
+(here / "asked.json").write_text(json.dumps({"info": asked, "arguments": sys.argv[1:], "region": os.environ["REGION"]}))
+print((here / "answer.json").read_text())
+"""
+
+
+@pytest.mark.parametrize("version", _kubeconfig.PLUGIN_VERSIONS)
+def test_a_plugin_gives_the_certificate(api: Server, authority: Authority, kubeconfig: Path, run_module: Run, version: str) -> None:
+    script = kubeconfig.parent / "bin" / "plugin"
+    script.parent.mkdir()
+    script.write_text(PLUGIN)
+    script.chmod(0o700)
+    certificate, key = authority.issue("admin")
+    answer = {"kind": "ExecCredential", "apiVersion": version, "status": {"clientCertificateData": certificate, "clientKeyData": key}}
+    (script.parent / "answer.json").write_text(json.dumps(answer))
+    env = [{"name": "REGION", "value": "eu-central-1"}]
+    user = plugin("bin/plugin", "get-token", apiVersion=version, env=env, provideClusterInfo=True)
+    path = changed(kubeconfig, fetched_by(user))
+    assert through(run_module, path)["chunks"] == 3
+    asked = json.loads((script.parent / "asked.json").read_text())
+    assert (asked["arguments"], asked["region"]) == (["get-token"], "eu-central-1")
+    assert (asked["info"]["apiVersion"], asked["info"]["kind"]) == (version, "ExecCredential")
+    assert asked["info"]["spec"]["interactive"] is False
+    assert asked["info"]["spec"]["cluster"]["server"] == f"https://127.0.0.1:{api.server_port}"
+
+
+def test_a_plugin_gives_a_token(kubeconfig: Path) -> None:
+    answer = {"kind": "ExecCredential", "apiVersion": _kubeconfig.PLUGIN_VERSIONS[0], "status": {"token": "t0ken"}}
+    path = changed(kubeconfig, fetched_by(plugin("echo", json.dumps(answer))))
+    assert _kubeconfig.read_kubeconfig(path, yaml.safe_load).headers == {"Authorization": "Bearer t0ken"}
+
+
+def test_a_token_in_the_file_comes_before_a_plugin(kubeconfig: Path) -> None:
+    path = changed(kubeconfig, lambda d: d["users"][0].update(user={"token": "mine", "exec": plugin("false")}))
+    assert _kubeconfig.read_kubeconfig(path, yaml.safe_load).headers == {"Authorization": "Bearer mine"}
 
 
 @pytest.mark.parametrize(("text", "message"), [(None, "no kubeconfig at"), ("[1, 2]", "is not a kubeconfig"), ("a: [", "cannot be read")])
