@@ -96,6 +96,14 @@ kubeconfig_sha256:
   description: Fingerprint of the kubeconfig that k3s wrote on this host, empty when there is none.
   returned: success
   type: str
+would_change:
+  description: Whether there is anything to do, also what is not counted as a change, such as having systemd read its units again.
+  returned: check mode
+  type: bool
+missing:
+  description: What is not ready now, in words; empty when all is, or when O(wait=false).
+  returned: check mode
+  type: str
 waited_s:
   description: Seconds from the action until everything was ready.
   returned: success
@@ -367,8 +375,18 @@ def main() -> None:
     began = time.time()
     changed = bool(action) or enable
     if module.check_mode:
-        node = service.get_object(service.node_path) if state.get("ActiveState") == "active" else None
-        module.exit_json(changed=changed, action=action, waited_s=0.0, kubeconfig_sha256=kubeconfig_sha256(), node=shown(node))
+        running = state.get("ActiveState") == "active"
+        missing = (service.waiting_for() if running else f"the unit is {state.get('ActiveState')}") if module.params["wait"] else ""
+        node = service.node or (service.get_object(service.node_path) if running else None)
+        module.exit_json(
+            changed=changed,
+            would_change=changed or state.get("NeedDaemonReload") == "yes",
+            missing=missing,
+            action=action,
+            waited_s=0.0,
+            kubeconfig_sha256=kubeconfig_sha256(),
+            node=shown(node),
+        )
     if action == "restarted" and module.params["majority"]:
         refused = service.may_restart()
         if refused:

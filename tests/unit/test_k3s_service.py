@@ -144,6 +144,27 @@ def test_check_mode_touches_nothing(service: Run, machine: Machine, state: str) 
     assert machine.calls == []
 
 
+def test_check_mode_says_what_is_missing_and_does_not_wait(service: Run, machine: Machine) -> None:
+    """By this all servers are asked at once who of them has nothing to do (roles/k3s/tasks/settled.yml)."""
+    told = service(check=True)
+    assert (told["would_change"], told["missing"], told["action"]) == (False, "", "")
+    machine.api["/api/v1/nodes/h1"] = node("False", message="cni plugin not initialized")
+    began = time.monotonic()
+    told = service(check=True, timeout_s=600)
+    assert "cni plugin not initialized" in told["missing"] and not told["would_change"]
+    machine.unit["ActiveState"] = "inactive"
+    told = service(check=True, timeout_s=600)
+    assert (told["would_change"], told["action"]) == (True, "started") and "inactive" in told["missing"]
+    assert time.monotonic() - began < 60
+    assert machine.calls == []
+
+
+def test_a_unit_that_systemd_has_not_read_again_is_something_to_do(service: Run, machine: Machine) -> None:
+    machine.unit["NeedDaemonReload"] = "yes"
+    told = service(check=True)
+    assert (told["changed"], told["would_change"]) == (False, True)
+
+
 def test_active_of_the_old_run_is_not_taken_for_the_new_one(service: Run, machine: Machine) -> None:
     """Right after `restart --no-block` systemd still shows the old run as active."""
     machine.after = {"InvocationID": "one"}
