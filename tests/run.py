@@ -64,7 +64,7 @@ LAYERS: dict[str, Layer] = {
     "lint": Layer(240, pytest=("tests/lint",)),
     "sanity": Layer(420, pytest=("tests/sanity",)),
     "unit": Layer(300, pytest=("tests/unit", "tests/docs", "files/gateway/tests"), workers=2, independent=True),
-    "render": Layer(240, pytest=("tests/render",), workers=2),
+    "render": Layer(240, pytest=("tests/render",)),
     "gateway": Layer(600, pytest=("tests/gateway",), workers=2, independent=True, stand_ins=(VENDOR,)),
     "fuzz": Layer(400, pytest=("tests/gateway/test_fuzz.py",), stand_ins=(VENDOR,)),
     "contract": Layer(300, pytest=("tests/contract",), independent=True, stand_ins=(OAUTH2_PROXY, OIDC, VENDOR)),
