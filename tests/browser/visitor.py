@@ -132,6 +132,14 @@ class Visitor:
         expect_chat_of(page, person)
         return page
 
+    def two_tabs_at_once(self, person: str) -> list[Page]:
+        """Two tabs on their way to the chat: both stand at the provider before either comes back."""
+        self.use_account(person, wait_s="1")
+        tabs = [self.context.new_page() for _ in range(2)]
+        for tab in tabs:
+            tab.evaluate(f"setTimeout(() => location.href = {self.house.chat_url!r})")
+        return tabs
+
     def end_session(self) -> None:
         """As when the cookie expires."""
         self.context.clear_cookies(name=self.house.cookie)

@@ -66,11 +66,7 @@ def test_an_unlisted_person_gets_the_page_that_says_whom_to_ask_on_the_cluster(v
 
 
 def test_two_tabs_that_sign_in_at_once_both_get_in_on_the_cluster(visitor: Visitor) -> None:
-    visitor.use_account(ANN, wait_s="1")
-    tabs = [visitor.context.new_page() for _ in range(2)]
-    for tab in tabs:
-        tab.evaluate(f"setTimeout(() => location.href = {CHAT_URL!r})")
-    for tab in tabs:
+    for tab in visitor.two_tabs_at_once(ANN):
         expect_chat_of(tab, ANN)
 
 

@@ -34,12 +34,7 @@ def test_an_unlisted_person_sees_whom_to_ask_and_can_take_another_account(visito
 
 
 def test_two_tabs_sign_in_at_once(visitor: Visitor) -> None:
-    # Both stand at the provider before either comes back.
-    visitor.use_account(ANN, wait_s="1")
-    tabs = [visitor.context.new_page() for _ in range(2)]
-    for tab in tabs:
-        tab.evaluate(f"setTimeout(() => location.href = {CHAT_URL!r})")
-    for tab in tabs:
+    for tab in visitor.two_tabs_at_once(ANN):
         expect_chat_of(tab, ANN)
 
 
