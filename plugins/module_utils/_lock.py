@@ -4,7 +4,7 @@
 
 What opens a door is moved to a key that nobody reads, in the same object and so in one write: there is no moment, and
 no place where a run can die, in which a token or an address exists in neither place or in both. The gateway takes a file
-for a token only if its name begins with a letter or a digit.
+for a token only if its name begins with a letter or a digit; keys that begin with an underscore open nothing and stay.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ Object = dict[str, Any]
 
 # An annotation: since when the doors are shut.
 LOCKED_SINCE = "hearth.homelab/locked-since"
-ASIDE = "_locked."
+UNREAD = "_"
+ASIDE = UNREAD + "locked."
 
 
 def locked_since(stored: Object | None) -> str:
@@ -34,10 +35,10 @@ def locked(stored: Object, now: str, emptied: Collection[str] = ()) -> Object:
     """
     made = copy.deepcopy(stored)
     data = made.get("data") or {}
-    aside = {key: value for key, value in data.items() if key.startswith(ASIDE)}
+    aside = {key: value for key, value in data.items() if key.startswith(UNREAD)}
     for key, value in data.items():
         # An empty list of people is what locking left, and must not replace the one that was put aside.
-        if not key.startswith(ASIDE) and not (key in emptied and not value and ASIDE + key in aside):
+        if not key.startswith(UNREAD) and not (key in emptied and not value and ASIDE + key in aside):
             aside[ASIDE + key] = value
     made["data"] = {**aside, **dict.fromkeys(emptied, "")}
     annotations = made["metadata"].setdefault("annotations", {})

@@ -9,6 +9,7 @@ read is empty: changes then go to the one aside, and count when the lockdown is 
 from __future__ import annotations
 
 import datetime
+import secrets
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     hurry,
     until_undisturbed,
 )
-from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, locked_since
+from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, UNREAD, locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import mounts
 
 # The options that say where the list is.
@@ -49,6 +50,10 @@ CHANGES: dict[str, Callable[[str, list[str]], str]] = {
     # Two addresses: who they were, who they are.
     "renamed": lambda text, pair: with_renamed(text, pair[0], pair[1]),
 }
+# A key beside the list that is another after each change. A kubelet writes a volume anew when something in it differs from what
+# it wrote last: without this key, somebody let in and taken out again in one second would leave a list that the proxies never
+# read again, so that nothing in their logs shows that they have it.
+REVISION = UNREAD + "revision"
 # What the sign-in proxy says when it follows the file to its new content; it reads it in the same moment.
 READ_AGAIN = "watching resumed for"
 LOG_LINES = 500
@@ -86,6 +91,11 @@ def changed_text(params: dict[str, Any], before: str | None, emails: list[str]) 
         return None, []
     plain, mends = mended(before or "") if params["repair"] else (before or "", [])
     return CHANGES[params["state"]](plain, emails), mends
+
+
+def revised(data: dict[str, str]) -> dict[str, str]:
+    """The data of the ConfigMap, as the next revision."""
+    return {**data, REVISION: secrets.token_hex(8)}
 
 
 def key_of(existing: Object | None, key: str) -> str:
@@ -143,10 +153,10 @@ def _attempt(cluster: Cluster, params: dict[str, Any], emails: list[str]) -> dic
         return result
     if existing is not None:
         # The resourceVersion of what was read stays in it: the API server refuses if it is no longer the newest.
-        cluster.replace({**existing, "data": {**(existing.get("data") or {}), key: after}})
+        cluster.replace({**existing, "data": revised({**(existing.get("data") or {}), key: after})})
     elif ensure_namespace(cluster, namespace, params["create_namespace"], "deploy the sign-in proxy first"):
         meta = {"name": name, "namespace": namespace, "labels": LABELS}
-        cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": {key: after}})
+        cluster.create({"apiVersion": "v1", "kind": "ConfigMap", "metadata": meta, "data": revised({key: after})})
     return result
 
 

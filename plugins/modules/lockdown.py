@@ -88,7 +88,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._objects import tit
 from ansible_collections.homelab.hearth.plugins.module_utils._people import Gateway, PeopleError
 from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 from ansible_collections.homelab.hearth.plugins.module_utils._token import PREVIOUS
-from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import WhitelistError, wait_until_read
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import WhitelistError, revised, wait_until_read
 
 TOKENS = ("Secret", _names.TOKENS_SECRET, _names.GATEWAY_NAMESPACE)
 LIST = ("ConfigMap", _names.WHITELIST, _names.ACCESS_NAMESPACE)
@@ -135,6 +135,8 @@ class Run:
             return None
         wanted = self._wanted(stored)
         if wanted != stored:
+            if kind == "ConfigMap":
+                wanted = {**wanted, "data": revised(wanted["data"])}
             self.cluster.replace(wanted)
             where = title(stored)
             self.diff.append({"before_header": where, "after_header": where, "before": keys_of(stored), "after": keys_of(wanted)})

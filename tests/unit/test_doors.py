@@ -14,6 +14,7 @@ import pytest
 import yaml
 from ansible_collections.homelab.hearth.plugins.module_utils import _k8s, _people, _rollout, _whitelist
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, LOCKED_SINCE, lifted, locked
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import REVISION
 from ansible_collections.homelab.hearth.plugins.modules import (
     email_whitelist,
     gateway_token,
@@ -69,11 +70,14 @@ def test_locking_leaves_no_token_and_no_address_and_lifting_brings_all_back(hous
     assert not any(name[0].isalnum() for name in data(house, TOKENS)), "a file that the gateway would take for a token"
     assert data(house, LIST)["restricted_user_access"] == "", "the proxy needs the file, with nobody in it"
     assert PROXY not in str(result) and base64.b64encode(PROXY.encode()).decode() not in str(result)
+    revision = data(house, LIST)[REVISION]
     again = run_module(lockdown.main)
     assert (again["changed"], again["locked_since"]) == (False, result["locked_since"])
+    assert data(house, LIST)[REVISION] == revision
     back = run_module(lockdown.main, state="lifted")
     assert (back["changed"], back["locked_since"], back["tokens"]) == (True, "", ["operator", "proxy"])
-    assert (data(house, TOKENS), data(house, LIST)) == (tokens, people)
+    assert (data(house, TOKENS), data(house, LIST)) == (tokens, people | {REVISION: data(house, LIST)[REVISION]})
+    assert data(house, LIST)[REVISION] != revision, "lifted at once: the proxies read the same list once more, and say so"
     assert not run_module(lockdown.main, state="lifted")["changed"]
 
 

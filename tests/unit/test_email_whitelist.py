@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.homelab.hearth.plugins.module_utils import _k8s
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import ClusterError, NoClusterError
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import REVISION
 from ansible_collections.homelab.hearth.plugins.modules import email_whitelist, email_whitelist_info
 
 from tests.unit.fake_cluster import FakeCluster
@@ -40,6 +41,24 @@ def text_of(cluster: FakeCluster) -> str:
     return str(cluster.objects[KEY]["data"]["restricted_user_access"])
 
 
+def revision(cluster: FakeCluster) -> str:
+    return str(cluster.objects[KEY]["data"][REVISION])
+
+
+def test_a_guest_who_comes_and_goes_does_not_leave_what_was_there_before(cluster: FakeCluster, run_module: Run) -> None:
+    """The kubelet writes nothing anew when the volume is as it wrote it last, and then no proxy says that it has read it."""
+    put(cluster, "ann@example.org\n")
+    run_module(email_whitelist.main, emails=["ben@example.org"])
+    first = dict(cluster.objects[KEY]["data"])
+    for state in ("absent", "present"):
+        run_module(email_whitelist.main, state=state, emails=["ben@example.org"])
+    last = dict(cluster.objects[KEY]["data"])
+    assert text_of(cluster) == first["restricted_user_access"]
+    assert last != first
+    run_module(email_whitelist.main, emails=["ben@example.org"])
+    assert cluster.objects[KEY]["data"] == last, "nothing to do is no new revision"
+
+
 def test_the_first_person_makes_namespace_and_list(cluster: FakeCluster, run_module: Run) -> None:
     result = run_module(email_whitelist.main, emails="Ann@Example.org,ben@example.org", create_namespace=True)
     assert (result["changed"], result["added"], result["removed"]) == (True, ["ann@example.org", "ben@example.org"], [])
@@ -57,7 +76,9 @@ def test_a_second_time_writes_nothing(cluster: FakeCluster, run_module: Run) -> 
 def test_other_keys_and_annotations_stay(cluster: FakeCluster, run_module: Run) -> None:
     put(cluster, "# family\nann@example.org\n", banner="hello")
     run_module(email_whitelist.main, emails=["ben@example.org"])
-    assert cluster.objects[KEY]["data"] == {"restricted_user_access": "# family\nann@example.org\nben@example.org\n", "banner": "hello"}
+    assert cluster.objects[KEY]["data"] == {
+        "restricted_user_access": "# family\nann@example.org\nben@example.org\n", "banner": "hello", REVISION: revision(cluster),
+    }  # fmt: skip
     assert cluster.objects[KEY]["metadata"]["annotations"] == {"theirs": "kept"}
 
 
@@ -111,7 +132,7 @@ def test_a_lost_key_is_refused_because_the_proxy_still_has_the_list(cluster: Fak
         assert "state=exact" in result["msg"]
     assert cluster.writes == []
     assert run_module(email_whitelist.main, state="absent", emails=["ann@example.org"], repair=True)["changed"]
-    assert cluster.objects[KEY]["data"] == {"banner": "hello", "restricted_user_access": ""}
+    assert cluster.objects[KEY]["data"] == {"banner": "hello", "restricted_user_access": "", REVISION: revision(cluster)}
 
 
 def mount(cluster: FakeCluster) -> None:
