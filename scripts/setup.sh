@@ -54,11 +54,14 @@ install_lock() {
   touch "$stamp"
 }
 
+# identity LOCK: what is installed by a lock for one Python does not fit another.
+identity() { { "$python" -c 'import sys; print(sys.version, sys.base_prefix)' && cat "$1"; } | sha256sum | cut -c1-16; }
+
 # litellm_venv: not into $venv, because what LiteLLM brings along must not run where our own secrets and tests are
 # (1.82.8 was backdoored with a file that runs at every start of Python). Half a gigabyte, so only for what needs it.
 litellm_venv() {
   local lock=requirements/litellm.txt home
-  home=${HEARTH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hearth}/litellm/$(sha256sum "$lock" | cut -c1-16)
+  home=${HEARTH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hearth}/litellm/$(identity "$lock")
   mkdir -p "$home"
   {
     flock 9 # two test runs at a time must not install over each other
@@ -78,7 +81,7 @@ litellm_venv() {
 # package against the signed index of the distribution, as it does when it installs.
 bench_tools() {
   local home lock=requirements/bench.txt package
-  home=${HEARTH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hearth}/bench-gateway/$(sha256sum "$lock" | cut -c1-16)
+  home=${HEARTH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/hearth}/bench-gateway/$(identity "$lock")
   mkdir -p "$home"
   if [ ! -x "$home/nginx/usr/sbin/nginx" ]; then
     say "nginx of this distribution, unpacked"
