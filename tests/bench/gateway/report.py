@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -58,8 +59,8 @@ def write(targets: Sequence[Target], results: Results, faults: Sequence[FaultRes
     ) + sum(fault.errors for fault in faults)  # fmt: skip
     parts = [
         f"# Gateway bench, {stamp} UTC\n",
-        f"{rounds} rounds, interleaved; medians of the rounds, and smallest to largest for rps. Python {platform.python_version()}, "
-        f"Linux {platform.release().partition('-')[0]}. Targets on one core, mock vendor and load driver on another. `bg` is the largest "
+        f"{rounds} rounds, interleaved; medians of the rounds, and smallest to largest for rps. Python {platform.python_version()} "
+        f"({sys.base_prefix}), Linux {platform.release().partition('-')[0]}. Targets on one core, mock vendor and load driver on another. `bg` is the largest "
         "share of the measured core that others used in a window. Wrong or missing answers: "
         f"{wrong}, of them {ours_wrong} of {OURS}.\n",
         table(
