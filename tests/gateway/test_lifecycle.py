@@ -277,6 +277,14 @@ def test_version_and_help() -> None:
     assert subprocess.run(command, check=False, **options).returncode == 2
 
 
+def test_threads_do_not_push_each_other_off_the_core(own: Make) -> None:
+    gateway = own()
+    gateway.client().chat.completions.create(model="sonnet", messages=HELLO)
+    policies = [os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{gateway.process.pid}/task").iterdir()]
+    assert os.SCHED_BATCH in policies, "those that answer"
+    assert set(policies) <= {os.SCHED_BATCH, os.SCHED_OTHER}
+
+
 def test_the_process_is_one_and_small(own: Make, vendor: Mock) -> None:
     gateway = own()
     gateway.client().chat.completions.create(model="sonnet", messages=HELLO)

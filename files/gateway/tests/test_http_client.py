@@ -12,6 +12,7 @@ import pytest
 
 from hearth_gateway.clock import SystemClock
 from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.providers import http
 from hearth_gateway.providers.http import HttpClient, Response
 
 Handler = Callable[[socket.socket], None]
@@ -156,6 +157,57 @@ def test_a_body_left_unread_is_cut(server: Server, client: HttpClient) -> None:
     assert response.read(0.01) is None, "silence is not the end"
     response.close()
     assert gone.wait(20), "closing early must end the connection"
+
+
+@pytest.mark.parametrize("slice_s", [0.02, 5.0])
+def test_silence_is_told_in_time_and_nothing_is_lost(
+    server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch, slice_s: float
+) -> None:
+    """Also where the kernel is asked more than once."""
+    monkeypatch.setattr(http, "_SLICE_S", slice_s)
+    go_on = threading.Event()
+
+    def handler(connection: socket.socket) -> None:
+        connection.sendall(LENGTH[:-4])
+        go_on.wait(20)
+        connection.sendall(LENGTH[-4:])
+
+    server.handler = handler
+    for _ in range(2):
+        response = post(client)
+        assert response.read(20) == b"h"
+        for wait_s in (0.15, 0.05, 0.0):
+            began = time.monotonic()
+            assert response.read(wait_s) is None
+            assert wait_s <= time.monotonic() - began < wait_s + 5
+        go_on.set()
+        assert body(response) == b"ello"
+        go_on.clear()
+    assert server.connections == 1
+
+
+def test_a_request_that_is_taken_slowly_arrives_whole(server: Server, client: HttpClient) -> None:
+    """More than the kernel keeps; and the wait for the answer is limited as before."""
+    wanted = b"{}" + b" " * 8_000_000
+
+    taken: list[int] = []
+
+    def handler(connection: socket.socket) -> None:
+        received = len(server.requests[-1].partition(b"\r\n\r\n")[2])
+        while received < len(wanted):
+            time.sleep(0.0005)
+            received += len(connection.recv(65536))
+        taken.append(received)
+        connection.sendall(LENGTH)
+
+    server.handler = handler
+    for _ in range(2):
+        pending = client.post("/v1/x", {}, wanted, 20)
+        while (response := pending.wait(0.01)) is None:
+            pass
+        assert body(response) == b"hello"
+    assert taken == [len(wanted)] * 2
+    assert server.connections == 1
 
 
 def test_a_connection_that_went_stale_is_replaced(server: Server, client: HttpClient) -> None:

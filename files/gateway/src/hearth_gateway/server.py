@@ -10,11 +10,14 @@ allows only the minor version it was tried with.
 from __future__ import annotations
 
 import gc
+import os
 import resource
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -43,6 +46,9 @@ _CUT_S = 5.0
 # For bytes that a slow client has not taken yet. Not longer: a browser may keep a connection open on which
 # it never sent anything, and that would hold up every stop.
 _FLUSH_S = 2.0
+# After it somebody who waits for the interpreter may ask for it. Python's own 5 ms are less than the queue is long when
+# hundreds of answers are open; more than this, and who reads a very large request would hold up all others.
+_SWITCH_S = 0.02
 
 
 class BindError(Exception):
@@ -83,6 +89,7 @@ def serve(
     # A core dump would hold the words of every open conversation. 1 and not 0: Linux ignores the limit when
     # dumps go to a program (Ubuntu's apport, systemd), except for this value (fs/coredump.c). Too small for a file, too.
     resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    _take_turns()
     stop = _stop_on_signals(gateway.lifecycle.cut)
     # What there is now stays to the end. The collector need not look at it again and again, and has little to find:
     # what a request leaves behind goes with its last reference.
@@ -117,6 +124,18 @@ def serve(
     lost = gateway.close()
     metrics_server.shutdown()
     log.event("stopped", open=gateway.lifecycle.open, queued=lost)
+
+
+def _take_turns() -> None:
+    """Who executes Python goes on until it waits, as well as can be told.
+
+    With hundreds of open streams many threads want to, and one can. A thread that a piece of an answer has woken
+    would push the one at work off its core, find the interpreter taken and go back to sleep; and each that waits asks for
+    it every 5 ms, until the one at work lets go in the middle of its own piece. Both cost more than the piece itself.
+    """
+    sys.setswitchinterval(_SWITCH_S)
+    with suppress(OSError):  # a sandbox may forbid it; it goes without
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # of this thread, and so of all that it starts
 
 
 def _stop_on_signals(cut: Callable[[], None]) -> threading.Event:

@@ -15,6 +15,7 @@ import re
 import select
 import socket
 import ssl
+import struct
 import threading
 import time
 import zlib
@@ -40,6 +41,8 @@ _MAX_POOLED = 64
 _MAX_IDLE_S = 25.0
 # For the whole request, up to 32 MiB of it: bounds a vendor that stops reading.
 _SEND_S = 30.0
+# The longest that the kernel is told to wait at once; who has to wait for longer asks again.
+_SLICE_S = 5.0
 
 
 class Response(Protocol):
@@ -118,32 +121,28 @@ class _Origin:
         return host if self.port == default else f"{host}:{self.port}"
 
 
-# What a socket that does not wait says in place of waiting.
-_WOULD_WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
 class _Connection:
     """A socket and what was received on it but not yet used.
 
-    The socket itself never waits, ``poll`` does: a socket with a timeout asks the kernel three times where one
-    answer is enough, and each time another thread may take the turn.
+    A thread that waits gives the interpreter away and has to get it back, so each receive is one call that waits in
+    the kernel, which is told for how long when that changes. A socket with Python's timeout makes two of it.
     """
 
     def __init__(self, sock: socket.socket) -> None:
-        sock.setblocking(False)
         self.sock = sock
         self.buffer = bytearray()
         self.reused = False
         self.idle_since = 0.0
-        # What TLS has unpacked already is no longer in the socket, and nobody would wake for it.
-        self._unpacked = sock.pending if isinstance(sock, ssl.SSLSocket) else None
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._set_up()
+
+    def _set_up(self) -> None:
+        self.sock.setblocking(True)
+        self._slice_s = 0.0
 
     def send(self, data: bytes) -> None:
         """All of it. Raises ``OSError``, which ``TimeoutError`` is one of."""
         try:
-            sent = self.sock.send(data)
+            sent = self._send_some(data)
         except _WOULD_WAIT:
             sent = 0
         if sent < len(data):
@@ -151,16 +150,70 @@ class _Connection:
             try:
                 self.sock.sendall(memoryview(data)[sent:])
             finally:
-                self.sock.setblocking(False)
+                self._set_up()
+
+    def _send_some(self, data: bytes) -> int:
+        return self.sock.send(data, socket.MSG_DONTWAIT)
 
     def receive(self, wait_s: float) -> bool | None:
         """Receive into the buffer: True if bytes came, None if not within ``wait_s``, False at the end."""
+        while True:
+            # Mostly the same for each of many receives, so that the kernel need not be told anew. 0 would be for ever.
+            slice_s = max(min(wait_s, _SLICE_S), 0.001)
+            if slice_s != self._slice_s:
+                whole_s, rest_s = divmod(slice_s, 1)
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", int(whole_s), int(rest_s * 1e6)))
+                self._slice_s = slice_s
+            try:
+                data = self.sock.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                wait_s -= slice_s
+                if wait_s <= 0:
+                    return None
+                continue
+            self.buffer += data
+            return bool(data)
+
+    def is_quiet(self) -> bool:
+        """An idle connection has nothing to say. If it is readable, the vendor has closed it."""
+        try:
+            self.sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    def close(self) -> None:
+        with suppress(OSError):  # it is gone either way
+            self.sock.close()
+
+
+# What a socket that does not wait says in place of waiting.
+_WOULD_WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+class _TlsConnection(_Connection):
+    """The same with TLS, where a record that is not complete would keep a waiting socket for longer than it may: the
+    socket never waits, ``poll`` does."""
+
+    sock: ssl.SSLSocket
+
+    def _set_up(self) -> None:
+        self.sock.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(self.sock, select.POLLIN)
+
+    def _send_some(self, data: bytes) -> int:
+        return self.sock.send(data)
+
+    def receive(self, wait_s: float) -> bool | None:
         until = 0.0
         while self._is_readable(wait_s):
             try:
                 data = self.sock.recv(_RECEIVE_BYTES)
             except _WOULD_WAIT:
-                # Bytes, but of a TLS record that is not complete: they keep nobody waiting for longer.
+                # Bytes, but of a record that is not complete: they keep nobody waiting for longer.
                 now = time.monotonic()
                 until = until or now + wait_s
                 if now >= until:
@@ -174,7 +227,6 @@ class _Connection:
         return None
 
     def is_quiet(self) -> bool:
-        """An idle connection has nothing to say. If it is readable, the vendor has closed it."""
         if not self._is_readable(0):
             return True
         try:
@@ -186,14 +238,9 @@ class _Connection:
             return False
         return False
 
-    def close(self) -> None:
-        with suppress(OSError):  # it is gone either way
-            self.sock.close()
-
     def _is_readable(self, wait_s: float) -> bool:
-        if self._unpacked is not None and self._unpacked():
-            return True
-        return bool(self._poll.poll(max(wait_s, 0) * 1000))  # for `poll`, less than 0 is for ever
+        # What TLS has unpacked already is no longer in the socket, and nobody would wake for it.
+        return bool(self.sock.pending()) or bool(self._poll.poll(max(wait_s, 0) * 1000))  # for `poll`, less than 0 is for ever
 
 
 class HttpClient:
@@ -258,7 +305,7 @@ class HttpClient:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 if self._tls is not None:
                     sock.settimeout(max(deadline - self.clock.monotonic(), 0.001))
-                    return _Connection(self._tls.wrap_socket(sock, server_hostname=self._origin.host))
+                    return _TlsConnection(self._tls.wrap_socket(sock, server_hostname=self._origin.host))
                 return _Connection(sock)
             except ssl.SSLCertVerificationError:
                 sock.close()
