@@ -14,7 +14,6 @@ import os
 import resource
 import signal
 import socket
-import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -46,9 +45,6 @@ _CUT_S = 5.0
 # For bytes that a slow client has not taken yet. Not longer: a browser may keep a connection open on which
 # it never sent anything, and that would hold up every stop.
 _FLUSH_S = 2.0
-# After it somebody who waits for the interpreter may ask for it. Python's own 5 ms are less than the queue is long when
-# hundreds of answers are open; more than this, and who reads a very large request would hold up all others.
-_SWITCH_S = 0.02
 
 
 class BindError(Exception):
@@ -127,13 +123,11 @@ def serve(
 
 
 def _take_turns() -> None:
-    """Who executes Python goes on until it waits, as well as can be told.
+    """Let a thread that is at work go on until it waits, if others have only been woken.
 
-    With hundreds of open streams many threads want to, and one can. A thread that a piece of an answer has woken
-    would push the one at work off its core, find the interpreter taken and go back to sleep; and each that waits asks for
-    it every 5 ms, until the one at work lets go in the middle of its own piece. Both cost more than the piece itself.
+    With hundreds of open streams many threads want the interpreter, and one can have it. A thread that a piece of an answer
+    has woken would push the one at work off its core, find the interpreter taken and go back to sleep.
     """
-    sys.setswitchinterval(_SWITCH_S)
     with suppress(OSError):  # a sandbox may forbid it; it goes without
         os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # of this thread, and so of all that it starts
 
