@@ -149,7 +149,7 @@ def _attempt(cluster: Cluster, params: dict[str, Any], emails: list[str]) -> dic
         # Without the key the proxy keeps an old list: where there is a ConfigMap, there is a list in it.
         after = ""
     result = outcome(params, before, after, mends)
-    if not result["changed"]:
+    if after is None or not result["changed"]:
         return result
     if existing is not None:
         # The resourceVersion of what was read stays in it: the API server refuses if it is no longer the newest.

@@ -60,9 +60,9 @@ def write(targets: Sequence[Target], results: Results, faults: Sequence[FaultRes
     parts = [
         f"# Gateway bench, {stamp} UTC\n",
         f"{rounds} rounds, interleaved; medians of the rounds, and smallest to largest for rps. Python {platform.python_version()} "
-        f"({sys.base_prefix}), Linux {platform.release().partition('-')[0]}. Targets on one core, mock vendor and load driver on another. `bg` is the largest "
-        "share of the measured core that others used in a window. Wrong or missing answers: "
-        f"{wrong}, of them {ours_wrong} of {OURS}.\n",
+        f"({sys.base_prefix}), Linux {platform.release().partition('-')[0]}. Targets on one core, mock vendor "
+        "and load driver on another. `bg` is the largest share of the measured core that others used in a window. "
+        f"Wrong or missing answers: {wrong}, of them {ours_wrong} of {OURS}.\n",
         table(
             ["target", "version", "PSS idle, MiB", "PSS after load, MiB"],
             [[t.name, t.version, f"{t.idle_pss_mib:.0f}", f"{t.peak_pss_mib:.0f}"] for t in targets if t.measured],
