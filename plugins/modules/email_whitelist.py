@@ -19,6 +19,8 @@ description:
   - The key is never removed, since the proxy would go on with the list that it read last. A list without addresses lets
     nobody in.
   - Two operators at once lose nothing. A write names the version that it read, and starts again when another was faster.
+  - Each change also writes a new value to the key C(_revision). Without it, proxies would not read a list again that they
+    had just before, and nobody could tell whether they have it.
 options:
   state:
     description: V(present) adds, V(absent) removes, V(exact) makes the list hold these addresses and no others.
