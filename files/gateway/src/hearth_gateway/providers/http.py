@@ -121,6 +121,10 @@ class _Origin:
         return host if self.port == default else f"{host}:{self.port}"
 
 
+# What a socket that does not wait says in place of waiting.
+_WOULD_WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
 class _Connection:
     """A socket and what was received on it but not yet used.
 
@@ -128,21 +132,21 @@ class _Connection:
     the kernel, which is told for how long when that changes. A socket with Python's timeout makes two of it.
     """
 
+    # Whether the socket itself waits, in a receive.
+    _waits = True
+
     def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(self._waits)
         self.sock = sock
         self.buffer = bytearray()
         self.reused = False
         self.idle_since = 0.0
-        self._set_up()
-
-    def _set_up(self) -> None:
-        self.sock.setblocking(True)
-        self._slice_s = 0.0
+        self._slice_s = 0.0  # what the kernel was told
 
     def send(self, data: bytes) -> None:
         """All of it. Raises ``OSError``, which ``TimeoutError`` is one of."""
         try:
-            sent = self._send_some(data)
+            sent = self.sock.send(data, socket.MSG_DONTWAIT if self._waits else 0)
         except _WOULD_WAIT:
             sent = 0
         if sent < len(data):
@@ -150,10 +154,7 @@ class _Connection:
             try:
                 self.sock.sendall(memoryview(data)[sent:])
             finally:
-                self._set_up()
-
-    def _send_some(self, data: bytes) -> int:
-        return self.sock.send(data, socket.MSG_DONTWAIT)
+                self.sock.setblocking(self._waits)
 
     def receive(self, wait_s: float) -> bool | None:
         """Receive into the buffer: True if bytes came, None if not within ``wait_s``, False at the end."""
@@ -189,23 +190,17 @@ class _Connection:
             self.sock.close()
 
 
-# What a socket that does not wait says in place of waiting.
-_WOULD_WAIT = (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
-
-
 class _TlsConnection(_Connection):
     """The same with TLS, where a record that is not complete would keep a waiting socket for longer than it may: the
     socket never waits, ``poll`` does."""
 
     sock: ssl.SSLSocket
+    _waits = False
 
-    def _set_up(self) -> None:
-        self.sock.setblocking(False)
+    def __init__(self, sock: ssl.SSLSocket) -> None:
+        super().__init__(sock)
         self._poll = select.poll()
-        self._poll.register(self.sock, select.POLLIN)
-
-    def _send_some(self, data: bytes) -> int:
-        return self.sock.send(data)
+        self._poll.register(sock, select.POLLIN)
 
     def receive(self, wait_s: float) -> bool | None:
         until = 0.0
