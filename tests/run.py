@@ -21,7 +21,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -86,7 +86,7 @@ LAYERS: dict[str, Layer] = {
     "faults": Layer(400, pytest=("tests/cluster/test_faults.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "gateway-cluster": Layer(600, pytest=("tests/cluster/test_gateway_rollout.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     # One to four hosts on one bed: built, grown, a server lost, nodes removed and added, upgraded.
-    "topology": Layer(1400, pytest=("tests/cluster/test_topology.py",), stand_ins=(HOSTS, K3S, VENDOR)),
+    "topology": Layer(1450, pytest=("tests/cluster/test_topology.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "airgap": Layer(240, pytest=("tests/cluster/test_airgap.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "access": Layer(
         900, pytest=("tests/cluster/access",), stand_ins=(HOSTS, K3S, FRONT_DOOR, BED_OAUTH2_PROXY, OIDC, VENDOR)
@@ -218,7 +218,7 @@ def allowed_skips() -> dict[str, str]:
     return {str(k): str(v) for k, v in (loaded.get("allowed_skips") or {}).items()}
 
 
-def report(outcomes: list[Outcome]) -> int:
+def report(outcomes: Sequence[Outcome]) -> int:
     skips = allowed_skips()
     failures = 0
     stand_ins: list[str] = []
@@ -249,9 +249,17 @@ def report(outcomes: list[Outcome]) -> int:
     if stand_ins:
         print("not the real thing: " + "; ".join(stand_ins))
     failed = sum(o.failed for o in outcomes) + failures
-    skipped = sum(len(o.skips) for o in outcomes)
-    print(f"{sum(o.passed for o in outcomes)} passed, {failed} failed, {skipped} skipped", flush=True)
+    if all(o.left_s is not None for o in outcomes):
+        print("nothing ran here", flush=True)  # a closing line that counts none reads as if there were no tests
+    else:
+        print(closing_line(outcomes, failed), flush=True)
     return 1 if failed else 0
+
+
+def closing_line(outcomes: Sequence[Outcome], failed: int) -> str:
+    """In the words that CI reads."""
+    passed, skipped = sum(o.passed for o in outcomes), sum(len(o.skips) for o in outcomes)
+    return f"{passed} passed, {failed} failed, {skipped} skipped"
 
 
 def names(test: str, files: Iterable[Path]) -> bool:
@@ -270,12 +278,19 @@ def was_left_out(test: str, layers: list[str]) -> bool:
 
 
 def acceptance() -> int:
-    """Every line of an issue's "Shown by" must be shown by tests that passed in the layers run before."""
+    """Every line of an issue's "Shown by" must be shown by tests that passed in the layers run before. Ends with the count
+    of all of them."""
     results: dict[str, str] = {}
-    for name in LAYERS:
-        results |= read_layer(name).tests
-        if LAYERS[name].command and (REPORTS / f"{name}.ok").exists():
-            results[" ".join(LAYERS[name].command)] = "passed"
+    layers = [read_layer(name) for name in LAYERS]
+    for outcome in layers:
+        command = " ".join(LAYERS[outcome.layer].command)
+        if command and (REPORTS / f"{outcome.layer}.ok").exists():
+            outcome.tests[command] = "passed"
+            outcome.passed += 1
+        elif command and (REPORTS / f"{outcome.layer}.log").exists() and not left_out(outcome.layer).exists():
+            outcome.tests[command] = "failed"
+            outcome.failed += 1
+        results |= outcome.tests
     loaded = yaml.safe_load((ROOT / "tests" / "acceptance.yml").read_text())
     bad = 0
     lines = 0
@@ -302,6 +317,7 @@ def acceptance() -> int:
     print(f"acceptance: {lines - bad - unseen} passed, {bad} failed")
     if unseen:
         print(f"{unseen} not shown, because there was no time for: {', '.join(not_run)}")
+    print("total: " + closing_line(layers, sum(outcome.failed for outcome in layers)))
     return 1 if bad else 0
 
 
