@@ -11,12 +11,15 @@ In a layer of independent tests, one or two that fail are run once more by thems
 the report names it, its failure is in the log, and it does not stop a landing (docs/testing.md says why).
 
 CI has an end. `HEARTH_TESTS_END` (seconds since 1970) is when all has to be over: a layer whose budget is longer than
-what is left does not begin, is named in the report as not run, and what it would have shown is not claimed.
+what is left does not begin, is named in the report as not run, and what it would have shown is not claimed. One that takes much
+longer than its budget is stopped two minutes after that end: what has failed in it by then is a failure, and nothing else of it
+is claimed.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +33,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 REPORTS = ROOT / "build" / "reports"
 PYTEST = [sys.executable, "-m", "pytest", "-q"]
+OVERTIME_S = 120  # after HEARTH_TESTS_END, what is still running is stopped
 UNSTEADY_AT_MOST = 2  # failures in a layer that are looked at a second time; more are no accident
 
 
@@ -88,9 +92,7 @@ LAYERS: dict[str, Layer] = {
     # One to four hosts on one bed: built, grown, a server lost, nodes removed and added, upgraded.
     "topology": Layer(1450, pytest=("tests/cluster/test_topology.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "airgap": Layer(240, pytest=("tests/cluster/test_airgap.py",), stand_ins=(HOSTS, K3S, VENDOR)),
-    "access": Layer(
-        900, pytest=("tests/cluster/access",), stand_ins=(HOSTS, K3S, FRONT_DOOR, BED_OAUTH2_PROXY, OIDC, VENDOR)
-    ),
+    "access": Layer(900, pytest=("tests/cluster/access",), stand_ins=(HOSTS, K3S, FRONT_DOOR, BED_OAUTH2_PROXY, OIDC, VENDOR)),
     "vm": Layer(900, pytest=("tests/vm", f"--deselect={NODE_IN_VM}")),
     # By hand: an emulated Kubernetes takes a quarter of an hour, and the bed builds its k3s for amd64 only.
     "vm-node": Layer(3600, pytest=(NODE_IN_VM,), stand_ins=(K3S,)),
@@ -104,7 +106,10 @@ LAYERS: dict[str, Layer] = {
 
 @dataclass
 class Outcome:
-    """What one layer came to: counts, the skips with their reasons, and the seconds it took."""
+    """What one layer came to: counts, the skips with their reasons, and the seconds it took.
+
+    ``tests``: passed, skipped, failed, or broken, which is that its set-up or teardown failed.
+    """
 
     layer: str
     passed: int = 0
@@ -114,16 +119,17 @@ class Outcome:
     unsteady: list[str] = field(default_factory=list)  # failed once, then passed by themselves
     seconds: float = 0.0
     left_s: float | None = None  # what was left of CI's time, if that was too little to begin
+    stopped: bool = False  # it was not over when CI's time was
 
 
 def read_junit(path: Path, outcome: Outcome) -> None:
-    """Add the results of one JUnit file: test id -> passed, failed or skipped."""
+    """Add the results of one JUnit file."""
     for case in ET.parse(path).getroot().iter("testcase"):  # noqa: S314  (our own file)
         name = f"{case.get('classname', '')}.{case.get('name', '')}".lstrip(".")
         skipped = case.find("skipped")
         if case.find("failure") is not None or case.find("error") is not None:
             outcome.failed += 1
-            outcome.tests[name] = "failed"
+            outcome.tests[name] = "failed" if case.find("failure") is not None else "broken"
         elif skipped is not None:
             outcome.skips.append((name, skipped.get("message") or "no reason"))
             outcome.tests[name] = "skipped"
@@ -147,10 +153,15 @@ def read_layer(name: str) -> Outcome:
     outcome = Outcome(name)
     for path in junit_files(name):
         read_junit(path, outcome)
+    if left_out(name).exists():
+        # Of a layer that was stopped. To pytest's report the test that it was at has passed, or its teardown failed.
+        failed = {test: state for test, state in outcome.tests.items() if state == "failed"}
+        outcome = Outcome(name, failed=len(failed), tests=failed, stopped=True)
     if again_file(name).exists():
         again = Outcome(name)
         read_junit(again_file(name), again)
-        outcome.unsteady = [test for test, state in again.tests.items() if (state, outcome.tests.get(test)) == ("passed", "failed")]
+        bad = {test for test, state in outcome.tests.items() if state in ("failed", "broken")}
+        outcome.unsteady = [test for test, state in again.tests.items() if state == "passed" and test in bad]
         outcome.passed += len(outcome.unsteady)
         outcome.failed -= len(outcome.unsteady)
         outcome.tests |= dict.fromkeys(outcome.unsteady, "passed")
@@ -158,7 +169,7 @@ def read_layer(name: str) -> Outcome:
 
 
 def left_out(layer: str) -> Path:
-    """The marker of a layer that did not begin for want of time."""
+    """The marker of a layer that did not begin, or was not over, for want of time."""
     return REPORTS / f"{layer}.left-out"
 
 
@@ -182,19 +193,24 @@ def run_layer(name: str) -> Outcome:
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     start = time.monotonic()
 
-    def run(command: list[str], mode: str) -> int:
+    def run(command: list[str], mode: str) -> int | None:
         with log.open(mode) as sink:
-            return subprocess.run(command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment, check=False).returncode
+            process = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+            return wait(process, float(end) + OVERTIME_S if end else None)
 
     returncode = run(command, "wb")
+    if returncode is None:
+        left_out(name).touch()
     outcome = read_layer(name)
-    if layer.independent and 0 < outcome.failed <= UNSTEADY_AT_MOST:
+    if not outcome.stopped and layer.independent and 0 < outcome.failed <= UNSTEADY_AT_MOST:
         print(tail(log) + f"\n{name}: once more, what failed", flush=True)
         again = [*PYTEST, "--last-failed", "--last-failed-no-failures", "none", f"--junitxml={again_file(name)}", *layer.pytest]
         run(again, "ab")
         outcome = read_layer(name)
     outcome.seconds = time.monotonic() - start
-    if layer.command:
+    if outcome.stopped:
+        pass  # neither the sequence nor pytest came to its end
+    elif layer.command:
         # The sequence itself (create, converge, idempotence, …) counts as one test beside those of its verifier.
         outcome.tests[" ".join(layer.command)] = "passed" if returncode == 0 else "failed"
         if returncode == 0:
@@ -207,6 +223,20 @@ def run_layer(name: str) -> Outcome:
         print(tail(log))
         print(f"{name}: FAILED, whole log in {log.relative_to(ROOT)}")
     return outcome
+
+
+def wait(process: subprocess.Popen[bytes], until: float | None) -> int | None:
+    """Its exit status; None if it had to be stopped ``until`` then, for which pytest has time to write its report."""
+    try:
+        return process.wait(None if until is None else max(0.0, until - time.time()))
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return None
 
 
 def tail(log: Path) -> str:
@@ -228,9 +258,9 @@ def report(outcomes: Sequence[Outcome]) -> int:
         if o.left_s is not None:
             print(f"{o.layer:<15} NOT RUN: it may take {budget} s, and {o.left_s:.0f} s were left")
             continue
-        over = "  OVER BUDGET" if o.seconds > budget else ""
+        over = "  STOPPED: CI's time was over" if o.stopped else "  OVER BUDGET" if o.seconds > budget else ""
         print(f"{o.layer:<15} {o.passed:>6} {o.failed:>6} {len(o.skips):>7} {o.seconds:>6.0f}s {budget:>6}s{over}")
-        if not o.passed and not o.failed:
+        if not o.passed and not o.failed and not o.stopped:
             print(f"  {o.layer}: executed no test, which counts as a failure")
             failures += 1
         for name, reason in o.skips:
@@ -249,8 +279,8 @@ def report(outcomes: Sequence[Outcome]) -> int:
     if stand_ins:
         print("not the real thing: " + "; ".join(stand_ins))
     failed = sum(o.failed for o in outcomes) + failures
-    if all(o.left_s is not None for o in outcomes):
-        print("nothing ran here", flush=True)  # a closing line that counts none reads as if there were no tests
+    if not any(o.passed or o.failed or o.skips for o in outcomes) and not failed:
+        print("nothing to count", flush=True)  # a closing line that counts none reads as if there were no tests
     else:
         print(closing_line(outcomes, failed), flush=True)
     return 1 if failed else 0
@@ -335,7 +365,7 @@ def main(arguments: list[str]) -> int:
         outcomes.append(outcome)
         marker = REPORTS / f"{name}.ok"
         marker.unlink(missing_ok=True)
-        if not outcome.failed and outcome.left_s is None:
+        if not outcome.failed and outcome.left_s is None and not outcome.stopped:
             marker.touch()
     return report(outcomes)
 

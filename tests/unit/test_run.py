@@ -21,6 +21,7 @@ def test_it() -> None:
     seen.touch()
     assert not first
 """
+SLOW = "import time\n\ndef test_it() -> None:\n    time.sleep(600)\n"
 SKIPS = "import pytest\n\ndef test_it() -> None:\n    pytest.skip('no reason that anybody knows of')\n"
 
 
@@ -75,11 +76,39 @@ def test_what_there_is_no_time_for_is_named_and_not_counted(
     said = capsys.readouterr().out
     assert "one             NOT RUN: it may take 60 s" in said
     # A closing line of nought would say that there are no tests.
-    assert said.rstrip().splitlines()[-1] == "nothing ran here"
+    assert said.rstrip().splitlines()[-1] == "nothing to count"
     assert run.main(["acceptance"]) == 0
     said = capsys.readouterr().out
     assert "issue 7: not shown in this run: it works" in said
     assert "1 not shown, because there was no time for: one" in said
+
+
+def test_what_takes_too_long_is_stopped_and_claims_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer(tmp_path, "one", PASSES.replace("test_it", "test_quick") + "\n" + SLOW)
+    run.LAYERS["sequence"] = run.Layer(60, command=(sys.executable, "-c", "import time; time.sleep(600)"))
+    monkeypatch.setenv("HEARTH_TESTS_END", str(time.time() + 62))
+    monkeypatch.setattr(run, "OVERTIME_S", -55)
+    assert run.main(["one", "sequence"]) == 0
+    said = capsys.readouterr().out
+    assert said.count("STOPPED: CI's time was over") == 1
+    assert "sequence        NOT RUN" in said
+    assert said.rstrip().splitlines()[-1] == "nothing to count"
+    assert run.main(["acceptance"]) == 0
+    said = capsys.readouterr().out
+    assert "issue 7: not shown in this run: it works" in said
+    assert said.rstrip().splitlines()[-1] == "total: 0 passed, 0 failed, 0 skipped"
+
+
+def test_what_failed_before_it_was_stopped_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    layer(tmp_path, "one", FAILS.replace("test_it", "test_first") + "\n" + SLOW)
+    monkeypatch.setenv("HEARTH_TESTS_END", str(time.time() + 62))
+    monkeypatch.setattr(run, "OVERTIME_S", -55)
+    assert run.main(["one"]) == 1
+    assert last_line(capsys) == "0 passed, 1 failed, 0 skipped"
 
 
 def test_a_skip_that_nobody_listed_is_a_failure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
