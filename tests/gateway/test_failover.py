@@ -452,6 +452,73 @@ def patient(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendo
     gateway.stop()
 
 
+@pytest.fixture(scope="module")
+def unhurried(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendor: Mock) -> Iterator[Gateway]:
+    """The same, and no stream begins before its first word."""
+    gateway = Gateway(
+        tmp_path_factory.mktemp("unhurried"),
+        vendor.url,
+        second_url=second_vendor.url,
+        server={"headers_after_s": 20},
+        timeouts={"idle_s": 20, "first_token_s": 20},
+    )
+    yield gateway
+    gateway.stop()
+
+
+def ask(gateway: Gateway, route: str, model: str, stream: bool) -> socket.socket:
+    """A connection on which the request has been sent."""
+    client = socket.create_connection(gateway.address)
+    body = json.dumps({"model": model, "stream": stream, "max_tokens": 100, "messages": [{"role": "user", "content": "word " * 60}]})
+    client.sendall(
+        f"POST {route} HTTP/1.1\r\nHost: x\r\nx-api-key: {TOKEN}\r\n"
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    return client
+
+
+@ROUTES
+@pytest.mark.parametrize("provider", ["x", "y"])
+@pytest.mark.parametrize(("scenario", "stream"), [("slow", False), ("silent-after", False), ("silent", False), ("silent", True)])
+def test_a_client_that_leaves_before_its_response_began_cancels_too(
+    unhurried: Gateway, vendor: Mock, second_vendor: Mock, route: str, provider: str, scenario: str, stream: bool
+) -> None:
+    gateway, rows = unhurried, unhurried.settled_rows()
+    mock = vendor if provider == "x" else second_vendor
+    before = mock.asked()
+    with ask(gateway, route, f"{provider}-{scenario}", stream):
+        wait_for(lambda: mock.asked() > before, "the vendor to be asked")
+        time.sleep(0.7)
+    left = time.time()
+    record = mock.next_record(before)
+    assert record["outcome"] == "client-left"
+    assert record["finished_at"] - left < 2
+    assert gateway.wait_row(rows)["outcome"] == "cancelled"
+    wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "the request to be counted out")
+
+
+def test_who_stays_gets_the_answer_when_others_leave(unhurried: Gateway, vendor: Mock) -> None:
+    """Also where nobody can tell whose connection is whose, as all came at the same moment."""
+    gateway, rows = unhurried, unhurried.settled_rows()
+    clients = [ask(gateway, "/v1/chat/completions", "x-slow", stream=False) for _ in range(8)]
+    time.sleep(0.7)
+    for client in clients[::2]:
+        client.close()
+    time.sleep(0.7)
+    late = ask(gateway, "/v1/chat/completions", "x-slow", stream=False)
+    for client in [*clients[1::2], late]:
+        with client:
+            client.settimeout(60)
+            received = b""
+            while not received.endswith(b"}"):
+                piece = client.recv(65536)
+                assert piece, received
+                received += piece
+            assert received.startswith(b"HTTP/1.1 200 ") and b'"finish_reason":"stop"' in received
+    wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "all to be counted out")
+    assert gateway.settled_rows() == rows + 9
+
+
 @ROUTES
 @pytest.mark.parametrize("provider", ["x", "y"])
 @pytest.mark.parametrize("scenario", ["slow", "silent-after", "silent"])
@@ -461,13 +528,7 @@ def test_a_client_that_leaves_cancels_at_the_vendor(
     gateway, rows = patient, patient.settled_rows()
     mock = vendor if provider == "x" else second_vendor
     before = mock.asked()
-    body = json.dumps({"model": f"{provider}-{scenario}", "stream": True, "max_tokens": 100,
-                       "messages": [{"role": "user", "content": "word " * 60}]})  # fmt: skip
-    with socket.create_connection(gateway.address) as client:
-        client.sendall(
-            f"POST {route} HTTP/1.1\r\nHost: x\r\nx-api-key: {TOKEN}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-        )
+    with ask(gateway, route, f"{provider}-{scenario}", stream=True) as client:
         received = b""
         # Silence before the first word: the response has begun by then, and nothing but heartbeats is in it.
         while (b"\r\n\r\n" if scenario == "silent" else b"You") not in received:

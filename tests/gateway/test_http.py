@@ -6,10 +6,13 @@ import http.client
 import json
 import socket
 import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import pytest
-from gateway_support import TOKEN, Gateway
+from gateway_support import TOKEN, Gateway, wait_for
 
 HELLO = json.dumps({"model": "sonnet", "messages": [{"role": "user", "content": "Hi"}]})
 
@@ -179,3 +182,36 @@ def test_a_client_that_sends_nothing_holds_up_nobody(shared: Gateway) -> None:
     finally:
         for sock in idle:
             sock.close()
+
+
+def test_slow_uploads_hold_up_nobody_else(own: Any) -> None:
+    gateway = own(server={"max_open_requests": 20})
+    (gateway.tokens / "other").write_text("other-token-0123456789")
+    wait_for(lambda: gateway.metric("hearth_valid_tokens") == 2, "the other token")
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\n"
+    head += "Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    slow = [socket.create_connection(gateway.address, timeout=20) for _ in range(200)]
+    for sock in slow:
+        sock.sendall(head.encode())
+    time.sleep(5)
+    refused = 0
+    for sock in slow:
+        sock.settimeout(0.01)
+        with suppress(TimeoutError):
+            refused += b" 503 " in sock.recv(65536)
+    assert refused == 195  # as many may be under way of one sender; ten of all
+    with urllib.request.urlopen(f"{gateway.url}/healthz", timeout=5) as answer:
+        assert answer.status == 200
+    assert exchange(gateway, f"Authorization: Bearer {TOKEN}")[0] == 503
+    assert exchange(gateway, "Authorization: Bearer other-token-0123456789")[0] == 200
+    with urllib.request.urlopen(f"{gateway.url}/healthz", timeout=5) as answer:
+        assert answer.status == 200
+    for sock in slow:
+        sock.close()
+    wait_for(lambda: exchange(gateway, f"Authorization: Bearer {TOKEN}")[0] == 200, "the sender to be let in again")
+
+
+def test_many_requests_at_once_are_no_slow_uploads(shared: Gateway) -> None:
+    with ThreadPoolExecutor(60) as pool:
+        found = list(pool.map(lambda _: exchange(shared, f"Authorization: Bearer {TOKEN}")[0], range(180)))
+    assert set(found) == {200}

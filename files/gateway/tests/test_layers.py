@@ -15,7 +15,7 @@ RANKS = {
     "__init__": 0, "errors": 0, "clock": 0, "records": 0, "secrets": 0,
     "translate": 1,
     "config": 2, "providers": 2,
-    "core": 3,
+    "clients": 3, "core": 3,
     "store": 4, "telemetry": 4,
     "api": 5, "web": 6,
     "app": 7, "server": 8, "contract": 8, "cli_person": 8, "cli_status": 8, "cli": 9, "__main__": 10,

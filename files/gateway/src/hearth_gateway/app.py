@@ -13,9 +13,11 @@ from werkzeug.exceptions import HTTPException
 
 from hearth_gateway import __version__, web
 from hearth_gateway.api import chat, description, endpoints, health, me, messages, models, transparency, usage
+from hearth_gateway.api.answering import Answering
 from hearth_gateway.api.door import Door
 from hearth_gateway.api.framework import HearthApp
 from hearth_gateway.api.responses import HearthResponse, error_response, own_headers
+from hearth_gateway.clients import Clients
 from hearth_gateway.clock import Clock, SystemClock
 from hearth_gateway.config import (
     AnthropicProviderConfig,
@@ -30,7 +32,7 @@ from hearth_gateway.core.breaker import Breakers, Rules, View
 from hearth_gateway.core.catalogue import build_catalogue
 from hearth_gateway.core.conversation import ChatService, Limits, Routes, Target
 from hearth_gateway.core.identity import Caller, TokenStore
-from hearth_gateway.core.lifecycle import Lifecycle
+from hearth_gateway.core.lifecycle import Lifecycle, Uploads
 from hearth_gateway.core.limits import Calendar, LimitBook, LimitEvent
 from hearth_gateway.core.metering import LedgerMeter, Settlement
 from hearth_gateway.core.people import People, PeopleUnavailableError, Watch
@@ -66,6 +68,7 @@ class Gateway:
 
     app: Flask
     lifecycle: Lifecycle
+    clients: Clients
     ledger: Ledger
     metrics: Metrics
     log: Log
@@ -144,9 +147,11 @@ def create_app(
     # as much as this and no error. The route sees that it is too much (api/answering.py).
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes + 1
     catalogue = build_catalogue(config, money.prices.price)
-    app.register_blueprint(chat.create_blueprint(service, door, config.server, log))
-    app.register_blueprint(messages.create_blueprint(service, door, config.server, log))
-    app.register_blueprint(endpoints.create_blueprint(embedding_service, image_service, door, config.server, log))
+    clients = Clients(clock)
+    answering = Answering(config.server, log, Uploads(config.server.max_open_requests), clients)
+    app.register_blueprint(chat.create_blueprint(service, door, answering))
+    app.register_blueprint(messages.create_blueprint(service, door, answering))
+    app.register_blueprint(endpoints.create_blueprint(embedding_service, image_service, door, answering))
     app.register_blueprint(models.create_blueprint(catalogue, door, int(clock.time())))
     app.register_blueprint(me.create_blueprint(door, people, config.limits))
     app.register_blueprint(usage.create_blueprint(door, UsageReport(SqlUsage(engine), money.limits), clock))
@@ -163,7 +168,7 @@ def create_app(
         identity.watch.stop()
         engine.dispose()
 
-    return Gateway(app, lifecycle, ledger, metrics, log, list(providers.values()), status, dispose)
+    return Gateway(app, lifecycle, clients, ledger, metrics, log, list(providers.values()), status, dispose)
 
 
 @dataclass(slots=True)

@@ -57,7 +57,7 @@ class Kind(Enum):
     LEDGER_UNAVAILABLE = "ledger_unavailable"
     INTERNAL = "internal"
     DEADLINE_EXCEEDED = "deadline_exceeded"
-    # Never raised: the outcome of an answer that nobody waited for has an owner too.
+    # Nobody reads it: the outcome of an answer that nobody waited for has an owner too.
     CLIENT_LEFT = "cancelled"
     PROVIDERS_UNAVAILABLE = "providers_unavailable"
     UPSTREAM_INVALID_REQUEST = "upstream_invalid_request"

@@ -37,11 +37,14 @@ _native: Any = _granian
 _new_scheduler: Any = _futures._new_cbscheduler
 
 _BACKLOG = 1024
-# Threads beside those that write answers: health checks and the page must get one when all are busy.
+# Threads beside those that write answers and those that wait for slow uploads (core/lifecycle.py): health checks and the
+# page must get one when all are busy.
 _SPARE_THREADS = 32
 _HEADER_TIMEOUT_MS = 15_000
 # After `drain_s`, open answers get an error event; they notice within one heartbeat.
 _CUT_S = 5.0
+# A client that takes nothing for so long is cut: its answer holds a thread and a connection to the vendor.
+_STALLED_MS = 60_000
 # For bytes that a slow client has not taken yet. Not longer: a browser may keep a connection open on which
 # it never sent anything, and that would hold up every stop.
 _FLUSH_S = 2.0
@@ -59,6 +62,8 @@ def listen(bind: str, what: str) -> socket.socket:
         family, kind, protocol, _, address = infos[0]
         sock = socket.socket(family, kind, protocol)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        # Handed on to each connection. Without it the kernel asks a client that has stopped reading for ever.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STALLED_MS)
         sock.bind(address)
         sock.listen(_BACKLOG)
     except OSError as error:
@@ -93,6 +98,7 @@ def serve(
     gc.freeze()
     gc.set_threshold(10_000, 20, 20)
     metrics_server = _start_debug(metrics_socket, gateway)
+    gateway.clients.come_to(api_socket)
     shutdown = _native.WorkerSignal()
     _start_worker(gateway, config, api_socket, shutdown)
     log.event("started", version=__version__, bind=address_of(api_socket), metrics_bind=address_of(metrics_socket))
@@ -159,7 +165,7 @@ def _stop_on_signals(cut: Callable[[], None]) -> threading.Event:
 
 
 def _start_worker(gateway: Gateway, config: ServerConfig, api_socket: socket.socket, shutdown: Any) -> None:
-    threads = config.max_open_requests + _SPARE_THREADS
+    threads = config.max_open_requests + config.max_open_requests // 2 + _SPARE_THREADS
     worker = _native.WSGIWorker(
         worker_id=1,
         sock=(None, _native.SocketHolder(api_socket.fileno(), False, _BACKLOG)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -10,7 +11,11 @@ import orjson
 from flask import request
 
 from hearth_gateway.api.responses import HearthResponse, current_environ, json_response
+from hearth_gateway.clients import Client, Clients
+from hearth_gateway.config import ServerConfig
 from hearth_gateway.core.conversation import Exchange
+from hearth_gateway.core.identity import Caller
+from hearth_gateway.core.lifecycle import Uploads
 from hearth_gateway.errors import GatewayError, InvalidRequestError, Kind
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.translate.events import Event, Idle
@@ -53,21 +58,67 @@ class Format:
     error: Callable[[GatewayError, str], bytes]
 
 
-def answer(exchange: Exchange, wire: Format, headers_after_s: float, log: Log) -> HearthResponse:
-    """Run the exchange, or hand it to the server as a stream. Takes care that it is closed."""
-    try:
-        exchange.fallback = _wants_fallback()
-        if not exchange.request.stream:
-            return _whole(exchange, wire)
-        ready = exchange.wait_for_content(headers_after_s)
-        return HearthResponse(_Stream(exchange, wire, log), 200, _headers(exchange, ready) | _STREAM_HEADERS)
-    except GatewayError as error:
-        error.headers = _headers(exchange, exchange.attempts > 0) | error.headers
-        exchange.close()
-        raise
-    except BaseException:
-        exchange.close()
-        raise
+class Answering:
+    """What all routes that answer share: they read a body, and run an exchange."""
+
+    def __init__(self, server: ServerConfig, log: Log, uploads: Uploads, clients: Clients) -> None:
+        self._server = server
+        self._log = log
+        self._uploads = uploads
+        self._clients = clients
+
+    def read(self, caller: Caller) -> Any:
+        """The parsed body of the current request. Raises ``GatewayError``."""
+        with self._uploads.of(caller.person or caller.name):
+            return json_body(self._server.max_body_bytes)
+
+    def answer(self, exchange: Exchange, wire: Format) -> HearthResponse:
+        """Run the exchange, or hand it to the server as a stream. Takes care that it is closed."""
+        presence = _Presence(self._clients, current_environ().get("REMOTE_ADDR", ""))
+        try:
+            exchange.fallback = _wants_fallback()
+            if not exchange.request.stream:
+                return _whole(exchange, wire, presence)
+            ready = exchange.wait_for_content(self._server.headers_after_s, presence.check)
+            return HearthResponse(_Stream(exchange, wire, self._log), 200, _headers(exchange, ready) | _STREAM_HEADERS)
+        except GatewayError as error:
+            error.headers = _headers(exchange, exchange.attempts > 0) | error.headers
+            exchange.close()
+            raise
+        except BaseException:
+            exchange.close()
+            raise
+        finally:
+            presence.close()
+
+
+class _Presence:
+    """Whether the client still waits, before the first byte of its response; from then on the server tells."""
+
+    # Most answers need not ask, and those that do share what they find.
+    _EVERY_S = 0.4
+
+    def __init__(self, clients: Clients, address: str) -> None:
+        self._clients = clients
+        self._address = address
+        self._since = time.monotonic()
+        self._next = self._since + self._EVERY_S
+        self._client: Client | None = None
+
+    def check(self) -> None:
+        """Raises ``GatewayError`` when the client has left."""
+        now = time.monotonic()
+        if now < self._next:
+            return
+        self._next = now + self._EVERY_S
+        if self._client is None:
+            self._client = self._clients.enter(self._address, self._since)
+        if self._clients.is_gone(self._client):
+            raise GatewayError(Kind.CLIENT_LEFT, "The client left before the answer was there.")
+
+    def close(self) -> None:
+        if self._client is not None:
+            self._clients.leave(self._client)
 
 
 def _wants_fallback() -> bool:
@@ -78,10 +129,11 @@ def _wants_fallback() -> bool:
     return value == "false"
 
 
-def _whole(exchange: Exchange, wire: Format) -> HearthResponse:
+def _whole(exchange: Exchange, wire: Format, presence: _Presence) -> HearthResponse:
     collector = wire.collector(exchange)
     try:
         for event in exchange:
+            presence.check()
             collector.add(event)
     finally:
         exchange.close()

@@ -7,13 +7,11 @@ from typing import Any
 
 from flask import Blueprint
 
-from hearth_gateway.api.answering import Format, answer, json_body
+from hearth_gateway.api.answering import Answering, Format
 from hearth_gateway.api.door import Door
 from hearth_gateway.api.responses import HearthResponse, request_id
-from hearth_gateway.config import ServerConfig
 from hearth_gateway.core.conversation import ChatService, Exchange
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.telemetry.log import Log
 from hearth_gateway.translate.endpoints import parse_embeddings, parse_images
 from hearth_gateway.translate.events import Document, Event
 from hearth_gateway.translate.model import EndpointRequest
@@ -44,7 +42,7 @@ class _Whole:
 _FORMAT = Format(encoder=_Whole, collector=_Whole, error=encode_error)
 
 
-def create_blueprint(embeddings: ChatService, images: ChatService, door: Door, server: ServerConfig, log: Log) -> Blueprint:
+def create_blueprint(embeddings: ChatService, images: ChatService, door: Door, answering: Answering) -> Blueprint:
     blueprint = Blueprint("endpoints", __name__)
 
     def serve(service: ChatService, parse: Parse, what: str, section: str) -> HearthResponse:
@@ -52,8 +50,8 @@ def create_blueprint(embeddings: ChatService, images: ChatService, door: Door, s
         if not service.routes:
             message = f"This server offers no {what}: its configuration has no `{section}`."
             raise GatewayError(Kind.MODEL_NOT_FOUND, message, param="model")
-        wanted = parse(json_body(server.max_body_bytes))
-        return answer(service.start(wanted, caller, request_id()), _FORMAT, server.headers_after_s, log)
+        wanted = parse(answering.read(caller))
+        return answering.answer(service.start(wanted, caller, request_id()), _FORMAT)
 
     @blueprint.post("/v1/embeddings")
     def create_embeddings() -> HearthResponse:

@@ -6,12 +6,10 @@ from typing import Any
 
 from flask import Blueprint
 
-from hearth_gateway.api.answering import Format, answer, json_body
+from hearth_gateway.api.answering import Answering, Format
 from hearth_gateway.api.door import Door
 from hearth_gateway.api.responses import HearthResponse, request_id
-from hearth_gateway.config import ServerConfig
 from hearth_gateway.core.conversation import ChatService, Exchange
-from hearth_gateway.telemetry.log import Log
 from hearth_gateway.translate.events import Event
 from hearth_gateway.translate.messages_request import parse_messages_request
 from hearth_gateway.translate.messages_response import MessageCollector, MessageEncoder, encode_error
@@ -42,13 +40,13 @@ def _events(exchange: Exchange) -> MessageEncoder:
 _FORMAT = Format(encoder=_events, collector=_Message, error=encode_error)
 
 
-def create_blueprint(service: ChatService, door: Door, server: ServerConfig, log: Log) -> Blueprint:
+def create_blueprint(service: ChatService, door: Door, answering: Answering) -> Blueprint:
     blueprint = Blueprint("messages", __name__)
 
     @blueprint.post("/v1/messages")
     def create_message() -> HearthResponse:
         caller = door.caller()
-        chat = parse_messages_request(json_body(server.max_body_bytes))
-        return answer(service.start(chat, caller, request_id()), _FORMAT, server.headers_after_s, log)
+        chat = parse_messages_request(answering.read(caller))
+        return answering.answer(service.start(chat, caller, request_id()), _FORMAT)
 
     return blueprint

@@ -264,16 +264,18 @@ class Exchange:
             return self._held.pop(0)
         return next(self._events)
 
-    def wait_for_content(self, limit_s: float) -> bool:
+    def wait_for_content(self, limit_s: float, check: Callable[[], None] = lambda: None) -> bool:
         """Block until the first content is here (True) or ``limit_s`` have passed (False).
 
-        What was read meanwhile comes out of the iterator later. Raises the fault if all failed.
+        What was read meanwhile comes out of the iterator later. Raises the fault if all failed, and what
+        ``check`` raises, which is called at every event.
         """
         deadline = self._clock.monotonic() + limit_s
         while not self.committed:
             event = next(self._events, None)
             if event is None:
                 break
+            check()
             if isinstance(event, Usage) and self._held and isinstance(self._held[-1], Usage):
                 self._held[-1] = event  # a vendor that counts on and on before its first word fills no memory
             elif not isinstance(event, Idle):

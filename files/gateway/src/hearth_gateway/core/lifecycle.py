@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from hearth_gateway.errors import GatewayError, Kind
 
@@ -74,3 +76,39 @@ class Lifecycle:
         """Like `wait_until_empty`, after `cut`."""
         with self._changed:
             return self._changed.wait_for(lambda: not self._open, timeout_s)
+
+
+class Uploads:
+    """Request bodies that are on their way in. Each holds a thread for as long as its sender likes, and nothing can take
+    it away: so there may be only so many at a time, and half as many of one sender.
+    """
+
+    # Nearly all are here at once. A burst of those waits for its turn, and is no reason to refuse anybody.
+    _PATIENCE_S = 0.5
+
+    def __init__(self, max_open: int) -> None:
+        self._at_most = max(max_open // 2, 2)
+        self._changed = threading.Condition()
+        self._all = 0
+        self._of: dict[str, int] = {}
+
+    @contextmanager
+    def of(self, sender: str) -> Iterator[None]:
+        """While the body is read. Raises ``GatewayError`` when too many others do not come to their end."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._is_room_for(sender), self._PATIENCE_S):
+                raise GatewayError(Kind.GATEWAY_BUSY, "Too many requests are still on their way to this server.", retry_after_s=2)
+            self._all += 1
+            self._of[sender] = self._of.get(sender, 0) + 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._all -= 1
+                self._of[sender] -= 1
+                if not self._of[sender]:
+                    del self._of[sender]
+                self._changed.notify_all()
+
+    def _is_room_for(self, sender: str) -> bool:
+        return self._all < self._at_most and self._of.get(sender, 0) < self._at_most // 2
