@@ -182,7 +182,7 @@ def test_s17_a_deleted_server(cluster: Cluster) -> None:
     third.start()
     new = next(name for name in members(cluster) if name.startswith("h3-"))
     assert new != old
-    assert cluster.is_there("h3")
+    wait(60, "h3 is registered again", lambda: cluster.is_there("h3"))
     assert third.run(f"ls -d {ETCD}-old-*").strip() != ""
 
 
