@@ -466,7 +466,7 @@ def unhurried(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_ven
     gateway.stop()
 
 
-def ask(gateway: Gateway, route: str, model: str, stream: bool) -> socket.socket:
+def send(gateway: Gateway, route: str, model: str, stream: bool) -> socket.socket:
     """A connection on which the request has been sent."""
     client = socket.create_connection(gateway.address)
     body = json.dumps({"model": model, "stream": stream, "max_tokens": 100, "messages": [{"role": "user", "content": "word " * 60}]})
@@ -486,7 +486,7 @@ def test_a_client_that_leaves_before_its_response_began_cancels_too(
     gateway, rows = unhurried, unhurried.settled_rows()
     mock = vendor if provider == "x" else second_vendor
     before = mock.asked()
-    with ask(gateway, route, f"{provider}-{scenario}", stream):
+    with send(gateway, route, f"{provider}-{scenario}", stream):
         wait_for(lambda: mock.asked() > before, "the vendor to be asked")
         time.sleep(0.7)
     left = time.time()
@@ -500,12 +500,12 @@ def test_a_client_that_leaves_before_its_response_began_cancels_too(
 def test_who_stays_gets_the_answer_when_others_leave(unhurried: Gateway, vendor: Mock) -> None:
     """Also where nobody can tell whose connection is whose, as all came at the same moment."""
     gateway, rows = unhurried, unhurried.settled_rows()
-    clients = [ask(gateway, "/v1/chat/completions", "x-slow", stream=False) for _ in range(8)]
+    clients = [send(gateway, "/v1/chat/completions", "x-slow", stream=False) for _ in range(8)]
     time.sleep(0.7)
     for client in clients[::2]:
         client.close()
     time.sleep(0.7)
-    late = ask(gateway, "/v1/chat/completions", "x-slow", stream=False)
+    late = send(gateway, "/v1/chat/completions", "x-slow", stream=False)
     for client in [*clients[1::2], late]:
         with client:
             client.settimeout(60)
@@ -528,7 +528,7 @@ def test_a_client_that_leaves_cancels_at_the_vendor(
     gateway, rows = patient, patient.settled_rows()
     mock = vendor if provider == "x" else second_vendor
     before = mock.asked()
-    with ask(gateway, route, f"{provider}-{scenario}", stream=True) as client:
+    with send(gateway, route, f"{provider}-{scenario}", stream=True) as client:
         received = b""
         # Silence before the first word: the response has begun by then, and nothing but heartbeats is in it.
         while (b"\r\n\r\n" if scenario == "silent" else b"You") not in received:

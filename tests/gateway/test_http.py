@@ -9,6 +9,7 @@ import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -215,3 +216,45 @@ def test_many_requests_at_once_are_no_slow_uploads(shared: Gateway) -> None:
     with ThreadPoolExecutor(60) as pool:
         found = list(pool.map(lambda _: exchange(shared, f"Authorization: Bearer {TOKEN}")[0], range(180)))
     assert set(found) == {200}
+
+
+def large(model: str, **more: Any) -> bytes:
+    messages = [{"role": "system", "content": "x" * 20_000_000}, {"role": "user", "content": "One two three four five"}]
+    return json.dumps({"model": model, "messages": messages, **more}).encode()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (large("x-normal"), 200),
+        (large("x-normal", stream=True), 200),
+        (large("x-500"), 502),
+        (large("nobody"), 404),
+        (large("x-normal")[:-1] + b"!", 400),
+    ],
+    ids=["answered", "streamed", "vendor's fault", "no such model", "no JSON"],
+)
+def test_the_memory_of_large_requests_is_given_back_however_they_end(shared: Gateway, body: bytes, status: int) -> None:
+    """Three of these may be in work at a time."""
+    for _ in range(5):
+        assert exchange(shared, f"X-Api-Key: {TOKEN}", body=body)[0] == status
+
+
+def test_many_large_requests_at_once_do_not_use_up_the_memory(own: Any) -> None:
+    gateway = own()
+    body = large("x-slow")[:-1]
+
+    def ask(_number: int) -> int | None:
+        """The status, or None if the connection was closed while the body was being sent."""
+        with suppress(OSError, http.client.HTTPException):
+            status: int = exchange(gateway, f"X-Api-Key: {TOKEN}", body=body + b"}")[0]
+            return status
+        return None
+
+    with ThreadPoolExecutor(10) as pool:
+        found = list(pool.map(ask, range(10)))
+    assert found.count(200) >= 3 and set(found) <= {200, 503, None}, found
+    status = Path(f"/proc/{gateway.process.pid}/status").read_text()
+    peak_kib = int(status.partition("VmHWM:")[2].split()[0])
+    assert peak_kib < 450 * 1024  # the role gives the pod 512 MiB
+    assert exchange(gateway, f"X-Api-Key: {TOKEN}")[0] == 200

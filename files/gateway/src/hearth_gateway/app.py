@@ -59,6 +59,9 @@ from hearth_gateway.telemetry.metrics import Metrics, PersonLabels
 from hearth_gateway.translate.openai_upstream_request import Dialect
 from hearth_gateway.translate.traits import OPENAI, ModelTraits, anthropic_traits
 
+# Of requests that are being answered. Less than two of the largest would let one person shut out all others.
+_BODIES_BYTES = 64 * 1024 * 1024
+
 TransportFactory = Callable[[str, str | None, Clock], Transport]
 
 
@@ -148,7 +151,8 @@ def create_app(
     app.config["MAX_CONTENT_LENGTH"] = config.server.max_body_bytes + 1
     catalogue = build_catalogue(config, money.prices.price)
     clients = Clients(clock)
-    answering = Answering(config.server, log, Uploads(config.server.max_open_requests), clients)
+    uploads = Uploads(config.server.max_open_requests, max(2 * config.server.max_body_bytes, _BODIES_BYTES))
+    answering = Answering(config.server, log, uploads, clients)
     app.register_blueprint(chat.create_blueprint(service, door, answering))
     app.register_blueprint(messages.create_blueprint(service, door, answering))
     app.register_blueprint(endpoints.create_blueprint(embedding_service, image_service, door, answering))

@@ -5,20 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import orjson
 from flask import request
 
-from hearth_gateway.api.responses import HearthResponse, current_environ, json_response
+from hearth_gateway.api.responses import HearthResponse, current_environ, json_response, request_id
 from hearth_gateway.clients import Client, Clients
 from hearth_gateway.config import ServerConfig
-from hearth_gateway.core.conversation import Exchange
+from hearth_gateway.core.conversation import ChatService, Exchange
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Uploads
 from hearth_gateway.errors import GatewayError, InvalidRequestError, Kind
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.translate.events import Event, Idle
+from hearth_gateway.translate.model import ChatRequest
 
 _STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -59,7 +61,7 @@ class Format:
 
 
 class Answering:
-    """What all routes that answer share: they read a body, and run an exchange."""
+    """What all routes that answer share."""
 
     def __init__(self, server: ServerConfig, log: Log, uploads: Uploads, clients: Clients) -> None:
         self._server = server
@@ -67,12 +69,30 @@ class Answering:
         self._uploads = uploads
         self._clients = clients
 
-    def read(self, caller: Caller) -> Any:
-        """The parsed body of the current request. Raises ``GatewayError``."""
-        with self._uploads.of(caller.person or caller.name):
-            return json_body(self._server.max_body_bytes)
+    def serve(self, service: ChatService, caller: Caller, parse: Callable[[Any], ChatRequest], wire: Format) -> HearthResponse:
+        """Read the current request, and answer it. Raises ``GatewayError``."""
+        size = self._size_in_memory()
+        self._uploads.hold(size)
+        try:
+            with self._uploads.of(caller.person or caller.name):
+                body = json_body(self._server.max_body_bytes)
+            exchange = service.start(parse(body), caller, request_id())
+            del body
+        except BaseException:
+            self._uploads.release(size)
+            raise
+        exchange.on_close = partial(self._uploads.release, size)
+        return self._answer(exchange, wire)
 
-    def answer(self, exchange: Exchange, wire: Format) -> HearthResponse:
+    def _size_in_memory(self) -> int:
+        """Of the body that the client announces; of one that it does not, the most it may become."""
+        length = current_environ().get("CONTENT_LENGTH", "")
+        if length.isascii() and length.isdigit():
+            # One that is too large is refused before it is read.
+            return size if (size := int(length)) <= self._server.max_body_bytes else 0
+        return self._server.max_body_bytes
+
+    def _answer(self, exchange: Exchange, wire: Format) -> HearthResponse:
         """Run the exchange, or hand it to the server as a stream. Takes care that it is closed."""
         presence = _Presence(self._clients, current_environ().get("REMOTE_ADDR", ""))
         try:

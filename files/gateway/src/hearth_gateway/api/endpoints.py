@@ -9,7 +9,7 @@ from flask import Blueprint
 
 from hearth_gateway.api.answering import Answering, Format
 from hearth_gateway.api.door import Door
-from hearth_gateway.api.responses import HearthResponse, request_id
+from hearth_gateway.api.responses import HearthResponse
 from hearth_gateway.core.conversation import ChatService, Exchange
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate.endpoints import parse_embeddings, parse_images
@@ -50,8 +50,7 @@ def create_blueprint(embeddings: ChatService, images: ChatService, door: Door, a
         if not service.routes:
             message = f"This server offers no {what}: its configuration has no `{section}`."
             raise GatewayError(Kind.MODEL_NOT_FOUND, message, param="model")
-        wanted = parse(answering.read(caller))
-        return answering.answer(service.start(wanted, caller, request_id()), _FORMAT)
+        return answering.serve(service, caller, parse, _FORMAT)
 
     @blueprint.post("/v1/embeddings")
     def create_embeddings() -> HearthResponse:

@@ -8,7 +8,7 @@ from flask import Blueprint
 
 from hearth_gateway.api.answering import Answering, Format
 from hearth_gateway.api.door import Door
-from hearth_gateway.api.responses import HearthResponse, request_id
+from hearth_gateway.api.responses import HearthResponse
 from hearth_gateway.core.conversation import ChatService, Exchange
 from hearth_gateway.translate.events import Event
 from hearth_gateway.translate.messages_request import parse_messages_request
@@ -45,8 +45,6 @@ def create_blueprint(service: ChatService, door: Door, answering: Answering) -> 
 
     @blueprint.post("/v1/messages")
     def create_message() -> HearthResponse:
-        caller = door.caller()
-        chat = parse_messages_request(answering.read(caller))
-        return answering.answer(service.start(chat, caller, request_id()), _FORMAT)
+        return answering.serve(service, door.caller(), parse_messages_request, _FORMAT)
 
     return blueprint

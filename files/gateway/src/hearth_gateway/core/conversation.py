@@ -20,7 +20,7 @@ from hearth_gateway.core.metering import Admission, Leg, Meter, Reservation
 from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.base import Call, Provider
-from hearth_gateway.translate.events import Document, End, Event, Idle, Usage, content_bytes, is_content
+from hearth_gateway.translate.events import Document, End, Event, Idle, Usage, content_bytes, is_content, utf8_bytes
 from hearth_gateway.translate.model import ChatRequest, ImagePart, TextPart
 
 
@@ -142,7 +142,7 @@ def _admission(request_id: str, request: ChatRequest, caller: Caller, targets: S
 def estimate_tokens(request: ChatRequest) -> int:
     """Tokens of the prompt, roughly and rather too many: one for three bytes of text, and what vendors
     charge at most for an image. For reservations only; bills use what the vendor counted."""
-    text = sum(len(text.encode("utf-8", "surrogatepass")) for text in request.texts())
+    text = sum(utf8_bytes(text) for text in request.texts())
     images = sum(isinstance(part, ImagePart) for turn in request.turns for part in turn.parts)
     return text // 3 + request.tokens + 1600 * images + 16
 
@@ -247,6 +247,8 @@ class Exchange:
         self.failed_over: list[tuple[str, str]] = []
         # May be set to False before the first event is taken: the first provider or none.
         self.fallback = True
+        # Called once it is over, however it ended.
+        self.on_close: Callable[[], None] = lambda: None
         self._service = service
         self._clock = service.clock
         self._caller = caller
@@ -294,6 +296,7 @@ class Exchange:
         finally:
             self._reservation.close()
             self._service.lifecycle.leave()
+            self.on_close()
 
     # --- internals
 

@@ -9,6 +9,10 @@ from contextlib import contextmanager
 from hearth_gateway.errors import GatewayError, Kind
 
 
+def _busy(message: str) -> GatewayError:
+    return GatewayError(Kind.GATEWAY_BUSY, message, retry_after_s=2)
+
+
 class Lifecycle:
     """Counts open requests; `hand_over` sends callers elsewhere, `drain` refuses new ones, `cut` ends the open ones."""
 
@@ -42,7 +46,7 @@ class Lifecycle:
                     retry_after_s=2,
                 )
             if self._open >= self._max_open:
-                raise GatewayError(Kind.GATEWAY_BUSY, "Too many answers are being written right now.", retry_after_s=2)
+                raise _busy("Too many answers are being written right now.")
             self._open += 1
 
     def leave(self) -> None:
@@ -79,15 +83,22 @@ class Lifecycle:
 
 
 class Uploads:
-    """Request bodies that are on their way in. Each holds a thread for as long as its sender likes, and nothing can take
-    it away: so there may be only so many at a time, and half as many of one sender.
+    """Request bodies: how many are on their way in, and how much of them is in memory.
+
+    Each that is on its way holds a thread for as long as its sender likes, and nothing can take it away: so there may be
+    only so many at a time, and half as many of one sender. Of what is here there are up to five copies until
+    the answer is over: the bytes, the text in them, what is made of it for the vendor.
     """
 
     # Nearly all are here at once. A burst of those waits for its turn, and is no reason to refuse anybody.
     _PATIENCE_S = 0.5
 
-    def __init__(self, max_open: int) -> None:
+    # Of these there may be as many as there are open answers.
+    SMALL_BYTES = 64 * 1024
+
+    def __init__(self, max_open: int, max_bytes: int) -> None:
         self._at_most = max(max_open // 2, 2)
+        self._free_bytes = max_bytes
         self._changed = threading.Condition()
         self._all = 0
         self._of: dict[str, int] = {}
@@ -97,7 +108,7 @@ class Uploads:
         """While the body is read. Raises ``GatewayError`` when too many others do not come to their end."""
         with self._changed:
             if not self._changed.wait_for(lambda: self._is_room_for(sender), self._PATIENCE_S):
-                raise GatewayError(Kind.GATEWAY_BUSY, "Too many requests are still on their way to this server.", retry_after_s=2)
+                raise _busy("Too many requests are still on their way to this server.")
             self._all += 1
             self._of[sender] = self._of.get(sender, 0) + 1
         try:
@@ -109,6 +120,20 @@ class Uploads:
                 if not self._of[sender]:
                     del self._of[sender]
                 self._changed.notify_all()
+
+    def hold(self, size: int) -> None:
+        """Take so many bytes of memory into account, until `release`. Raises ``GatewayError`` when there is no room."""
+        if size <= self.SMALL_BYTES:
+            return
+        with self._changed:
+            if size > self._free_bytes:
+                raise _busy("Too many large requests are being answered right now.")
+            self._free_bytes -= size
+
+    def release(self, size: int) -> None:
+        if size > self.SMALL_BYTES:
+            with self._changed:
+                self._free_bytes += size
 
     def _is_room_for(self, sender: str) -> bool:
         return self._all < self._at_most and self._of.get(sender, 0) < self._at_most // 2

@@ -142,7 +142,11 @@ def is_content(event: Event) -> bool:
 def content_bytes(event: Event) -> int:
     """Size in UTF-8 of what the client has seen with this event: what an answer that broke off is billed by."""
     if isinstance(event, Text | Thinking):
-        return len(event.text.encode("utf-8", "surrogatepass"))
+        return utf8_bytes(event.text)
     if isinstance(event, ToolArguments):
-        return len(event.fragment.encode("utf-8", "surrogatepass"))
+        return utf8_bytes(event.fragment)
     return len(event.name) if isinstance(event, ToolStart) else 0
+
+
+def utf8_bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode("utf-8", "surrogatepass"))
