@@ -194,6 +194,25 @@ def accepted(gateway: Gateway, token: str) -> bool:
         return False
 
 
+def test_a_process_without_file_descriptors_revokes_nobody(own: Make) -> None:
+    gateway = own()
+    stream = Stream(gateway)
+    wait_for(lambda: stream.text, "the first word")
+    unlimited = resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE)
+    # What many idle connections lead to, whoever opened them: nothing more can be opened, the tokens' directory neither.
+    resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (3, unlimited[1]))
+    told = wait_for(lambda: gateway.events("token-ignored"), "a look at the tokens that failed")
+    time.sleep(2.5)  # two more looks
+    resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, unlimited)
+    assert accepted(gateway, TOKEN)
+    stream.join()
+    assert (stream.text, stream.error) == (ECHO, None)
+    assert [event["token"] for event in told] == ["tokens"] and len(gateway.events("token-ignored")) == 1
+    assert told[0]["problem"] == "cannot be read: Too many open files; what was read before stays valid"
+    (gateway.tokens / "operator").unlink()
+    wait_for(lambda: not accepted(gateway, TOKEN), "the token to be refused", 15)
+
+
 # --- it does not start -------------------------------------------------------------------------
 
 

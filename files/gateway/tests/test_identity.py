@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import base64
+import errno
 import os
 import random
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from gateway_fakes import FakeClock
@@ -283,6 +288,87 @@ def test_a_directory_that_goes_away_lets_nobody_in(tokens: Tokens) -> None:
     tokens.clock.sleep(RELOAD_AFTER_S)
     assert tokens.who(api_key=TOKEN) == "unauthenticated"
     assert len(tokens.store) == 0
+
+
+@contextmanager
+def no_file_descriptors_left() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+def test_a_machine_that_cannot_read_revokes_nobody_and_is_told_once(tokens: Tokens) -> None:
+    (tokens.directory / "short").write_text("abc")
+    tokens.clock.sleep(RELOAD_AFTER_S)
+    caller = tokens.store.identify(None, TOKEN)
+    for _ in range(2):
+        tokens.problems.clear()
+        with no_file_descriptors_left():
+            for _ in range(3):
+                tokens.clock.sleep(RELOAD_AFTER_S)
+                assert tokens.who(api_key=TOKEN) == "operator"
+                tokens.store.check(caller)
+        problem = f"cannot be read: {os.strerror(errno.EMFILE)}; what was read before stays valid"
+        assert tokens.problems == [(tokens.directory.name, problem)]
+        tokens.clock.sleep(RELOAD_AFTER_S)
+        assert tokens.who(api_key=TOKEN) == "operator"
+
+
+def test_a_removal_that_could_not_be_seen_counts_once_the_machine_can_read(tokens: Tokens) -> None:
+    (tokens.directory / "kitchen").write_text(OTHER)
+    tokens.clock.sleep(RELOAD_AFTER_S)
+    caller = tokens.store.identify(None, TOKEN)
+    (tokens.directory / "operator").unlink()
+    with no_file_descriptors_left():
+        tokens.clock.sleep(RELOAD_AFTER_S)
+        assert tokens.who(api_key=TOKEN) == "operator"
+    tokens.clock.sleep(RELOAD_AFTER_S)
+    assert (tokens.who(api_key=TOKEN), tokens.who(api_key=OTHER)) == ("unauthenticated", "kitchen")
+    with pytest.raises(GatewayError):
+        tokens.store.check(caller)
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ESTALE, errno.ENOMEM])
+def test_a_file_that_cannot_be_read_now_keeps_its_value_and_is_read_again(
+    tokens: Tokens, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    (tokens.directory / "kitchen").write_text(OTHER)
+    tokens.clock.sleep(RELOAD_AFTER_S)
+    assert tokens.who(api_key=OTHER) == "kitchen"
+    new = "new-0123456789abcdef"
+    opened = Path.open
+
+    def broken(path: Path, *args: Any, **options: Any) -> Any:
+        if path.name == "operator":
+            raise OSError(number, os.strerror(number))
+        return opened(path, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", broken)
+        os.truncate(tokens.directory / "operator", 0)
+        (tokens.directory / "kitchen").unlink()
+        for _ in range(3):
+            tokens.clock.sleep(RELOAD_AFTER_S)
+            assert (tokens.who(api_key=TOKEN), tokens.who(api_key=OTHER)) == ("operator", "unauthenticated")
+        assert tokens.problems == [("operator", f"cannot be read: {os.strerror(number)}; what was read before stays valid")]
+    tokens.clock.sleep(RELOAD_AFTER_S)
+    assert tokens.who(api_key=TOKEN) == "unauthenticated", "read again, although nothing changed since"
+    (tokens.directory / "operator").write_text(new)
+    tokens.clock.sleep(RELOAD_AFTER_S)
+    assert tokens.who(api_key=new) == "operator"
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError, NotADirectoryError, PermissionError])
+def test_a_directory_taken_away_is_no_fault_of_the_machine(tokens: Tokens, monkeypatch: pytest.MonkeyPatch, error: type[OSError]) -> None:
+    def gone(path: Path) -> Any:
+        raise error
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    tokens.clock.sleep(RELOAD_AFTER_S)
+    assert tokens.who(api_key=TOKEN) == "unauthenticated" and len(tokens.store) == 0
 
 
 def test_a_mounted_secret_as_kubernetes_lays_it_out(tmp_path: Path) -> None:

@@ -11,6 +11,10 @@ class SecretError(Exception):
     """Says what is wrong with the file, as the end of a sentence. Never holds the content."""
 
 
+class SecretUnreadableError(SecretError):
+    """The machine failed, not the file: no file descriptors left, a disk at fault. What the file holds is unknown."""
+
+
 def read_secret(path: Path) -> str:
     """The secret in ``path`` without its final line break. Raises ``SecretError``.
 
@@ -20,14 +24,14 @@ def read_secret(path: Path) -> str:
     try:
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         raise SecretError("does not exist") from None
     except IsADirectoryError:
         raise SecretError("is a directory, not a file") from None
     except PermissionError:
         raise SecretError("cannot be read: permission denied") from None
     except OSError as error:
-        raise SecretError(f"cannot be read: {error.strerror}") from None
+        raise SecretUnreadableError(f"cannot be read: {error.strerror}") from None
     if len(raw) > _MAX_BYTES:
         raise SecretError(f"is larger than {_MAX_BYTES} bytes, so it is not a key")
     value = raw.removesuffix(b"\n").removesuffix(b"\r")

@@ -23,7 +23,7 @@ import hmac
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Set
 from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
@@ -31,13 +31,14 @@ from pathlib import Path
 from hearth_gateway.clock import Clock
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.records import record
-from hearth_gateway.secrets import SecretError, read_secret
+from hearth_gateway.secrets import SecretError, SecretUnreadableError, read_secret
 
 MIN_TOKEN_LENGTH = 16
 PREVIOUS = ".previous"
 # A removed token must be refused within 5 s, so the directory is looked at more often than that.
 RELOAD_AFTER_S = 2.0
 MAX_EMAIL_BYTES = 254
+_KEPT = "what was read before stays valid"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
 # Valid in an address only between quotes, which nobody uses; a comma also joins two headers into one
 # value, and a colon ends the name in a Basic credential.
@@ -80,8 +81,10 @@ class TokenStore:
     """The valid tokens of ``directory``, re-read when a file in it changes.
 
     ``proxy`` and ``end_users`` are the names of the tokens with those roles (``config.TokensConfig``).
-    ``on_problem`` is told, as (token name, sentence), about each file that is not a usable token;
-    that file counts as no token, the others keep working.
+    ``on_problem`` is told, as (file name, end of a sentence), about each file that is not a usable token;
+    that file counts as no token, the others keep working. Where the machine cannot read (no file
+    descriptors left, a disk at fault), nothing is known of the tokens: what was read before stays valid,
+    which ``on_problem`` is told once, and every look tries again.
     """
 
     def __init__(
@@ -100,6 +103,8 @@ class TokenStore:
         self._end_users = frozenset(end_users)
         self._lock = threading.Lock()
         self._seen: object = None
+        self._told: frozenset[tuple[str, str]] = frozenset()
+        self._by_file: dict[str, bytes] = {}
         self._digests: tuple[tuple[str, bytes], ...] = ()
         self._names: frozenset[str] = frozenset()
         self._next_look = 0.0
@@ -142,11 +147,17 @@ class TokenStore:
         """Look at the directory now, and read it if it changed."""
         with self._lock:
             self._next_look = self._clock.monotonic() + RELOAD_AFTER_S
-            seen = self._signature()
+            try:
+                files = self._files()
+            except OSError as error:
+                self._seen = None
+                self._tell({(self._directory.name, f"cannot be read: {error.strerror}; {_KEPT}")} | self._told)
+                return
+            seen = _signature(files)
             if seen == self._seen:
                 return
-            self._seen = seen
-            self._digests = tuple(self._read())
+            self._seen = seen if self._read(files) else None
+            self._digests = tuple((name.removesuffix(PREVIOUS), digest) for name, digest in self._by_file.items())
             self._names = frozenset(name for name, _ in self._digests)
 
     # --- internals
@@ -193,37 +204,56 @@ class TokenStore:
         # No early exit: the time taken must not tell which token was nearly right.
         return [name for name, digest in self._digests if hmac.compare_digest(presented, digest)]
 
-    def _read(self) -> list[tuple[str, bytes]]:
-        digests = []
-        for path in self._files():
+    def _read(self, files: list[Path]) -> bool:
+        """Take over the tokens in ``files``. False if some file could not be read this time."""
+        by_file: dict[str, bytes] = {}
+        problems: set[tuple[str, str]] = set()
+        complete = True
+        for path in files:
+            name = path.name
             try:
                 token = read_secret(path)
                 if len(token) < MIN_TOKEN_LENGTH:
                     raise SecretError(f"is shorter than {MIN_TOKEN_LENGTH} characters")
                 if "," in token:
                     raise SecretError("holds a comma, which separates two credentials in a header")
+            except SecretUnreadableError as problem:
+                complete = False
+                problems.add((name, f"{problem}; {_KEPT}"))
+                if name in self._by_file:
+                    by_file[name] = self._by_file[name]
             except SecretError as problem:
-                self._on_problem(path.name, str(problem))
-                continue
-            digests.append((path.name.removesuffix(PREVIOUS), hashlib.sha256(token.encode()).digest()))
-        return digests
+                problems.add((name, str(problem)))
+            else:
+                by_file[name] = hashlib.sha256(token.encode()).digest()
+        self._by_file = by_file
+        self._tell(problems)
+        return complete
+
+    def _tell(self, problems: Set[tuple[str, str]]) -> None:
+        """What is still as it was is not told again."""
+        for name, problem in sorted(problems - self._told):
+            self._on_problem(name, problem)
+        self._told = frozenset(problems)
 
     def _files(self) -> list[Path]:
-        """Kubernetes mounts a Secret with helper entries whose names start with dots."""
+        """Raises ``OSError`` where the machine cannot say which files there are."""
         try:
+            # Kubernetes mounts a Secret with helper entries whose names start with dots.
             return sorted(path for path in self._directory.iterdir() if _NAME.match(path.name))
-        except OSError:
-            return []  # the directory is gone: nobody has a valid token
+        except (FileNotFoundError, NotADirectoryError, PermissionError):
+            return []  # somebody took the directory away, or took it away from us: nobody has a valid token
 
-    def _signature(self) -> object:
-        signature = []
-        for path in self._files():
-            try:
-                stat = path.stat()  # follows the symbolic links a Secret volume consists of
-            except OSError:
-                continue  # removed between listing and looking
-            signature.append((path.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
-        return signature
+
+def _signature(files: list[Path]) -> object:
+    signature = []
+    for path in files:
+        try:
+            stat = path.stat()  # follows the symbolic links a Secret volume consists of
+        except OSError:
+            continue  # removed between listing and looking, or reading it will fail too
+        signature.append((path.name, stat.st_ino, stat.st_mtime_ns, stat.st_size))
+    return signature
 
 
 def _ambiguous() -> GatewayError:
