@@ -100,6 +100,15 @@ def test_silence_before_the_first_word(own: Make) -> None:
     assert error.code == "upstream_timeout" and "begin" in error.message and 1 <= seconds < 6
 
 
+def test_reasoning_that_shows_nothing_is_an_answer_that_has_begun(own: Make) -> None:
+    target = {"provider": "anthropic", "model": "mock+thinking-pings", "max_output_tokens": 1000}
+    gateway = own(timeouts={"first_token_s": 1}, models={"hidden": [target]}, breaker={"failures": 1})
+    assert ask(gateway, "hidden").choices[0].message.content == "You said: Hello, dear friends"
+    started = time.monotonic()
+    words = [chunk.choices[0].delta.content for chunk in ask(gateway, "hidden", stream=True) if chunk.choices]
+    assert "".join(word or "" for word in words) == "You said: Hello, dear friends" and time.monotonic() - started > 2.5
+
+
 def test_headers_go_out_early_so_that_proxies_do_not_give_up(own: Make) -> None:
     gateway = own(server={"headers_after_s": 0.5}, timeouts={"first_token_s": 6})
     started = time.monotonic()

@@ -23,6 +23,7 @@ Faults are chosen by the model, as `<any name>+<scenario>`, or by the header `x-
     odd-sse         CR LF, comments, multi-line data, bytes split at odd places, no final blank line
     tool            calls the request's first tool     tool-empty      the same, without arguments
     thinking        a thinking block before the text   cache           usage with cached tokens
+    thinking-pings  a thinking block that shows nothing but pings for 3 s, before the text
     max-tokens, refusal, unknown-stop                  stop reasons
     400 401 402 403 404 408 413 429 429-bare 500 502 503 529   error responses; 429 has Retry-After: 7
 
@@ -282,8 +283,9 @@ class Answer:
         if wanted is not None:
             text = json.dumps(dict.fromkeys(wanted["schema"]["properties"], last_user_text(body)), ensure_ascii=False)
         self.blocks: list[Block] = []
-        if scenario == "thinking":
-            self.blocks.append({"type": "thinking", "thinking": "Let me think. ", "signature": SIGNATURE})
+        if scenario in ("thinking", "thinking-pings"):
+            shown = "Let me think. " if scenario == "thinking" else ""  # `display: omitted`
+            self.blocks.append({"type": "thinking", "thinking": shown, "signature": SIGNATURE})
         if scenario.startswith("tool"):
             need(body.get("tools"), "the scenario needs tools")
             arguments = {} if scenario == "tool-empty" else {"place": "Zürich", "days": 3}
@@ -359,7 +361,8 @@ class Answer:
                 "type": "content_block_start", "index": index,
                 "content_block": {"type": "thinking", "thinking": "", "signature": ""},
             }  # fmt: skip
-            yield delta(type="thinking_delta", thinking=block["thinking"])
+            if block["thinking"]:
+                yield delta(type="thinking_delta", thinking=block["thinking"])
             yield delta(type="signature_delta", signature=block["signature"])
         else:
             yield {"type": "content_block_start", "index": index, "content_block": block | {"input": {}}}

@@ -286,7 +286,7 @@ class Handler(BaseHTTPRequestHandler):
         if scenario == "silent":
             self._sleep_while_connected(60)
             return False
-        if scenario == "pings":
+        if scenario in ("pings", "thinking-pings"):
             for _ in range(6):
                 self._chunk(vendor.heartbeat)
                 self._sleep_while_connected(0.5)

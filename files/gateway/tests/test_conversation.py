@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from gateway_fakes import FakeClock, FakeMeter, FakeProvider, Step
 
@@ -11,7 +13,7 @@ from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Lifecycle
 from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.translate.events import ALIVE, IDLE, End, Event, Text, Usage
+from hearth_gateway.translate.events import ALIVE, BEGUN, IDLE, End, Event, Idle, Text, ThinkingEnd, Usage
 from hearth_gateway.translate.model import ChatRequest, TextPart, Turn
 
 RULES = Rules(failures=3, window_s=60, open_s=10, max_open_s=300, probe_s=35)
@@ -122,6 +124,9 @@ def idle(seconds: float, step: float = 0.5) -> list[Step]:
     return [piece for _ in range(int(seconds / step)) for piece in (step, IDLE)]
 
 
+PINGS: list[Step] = [piece for _ in range(7) for piece in (10.0, ALIVE)]
+
+
 def test_first_token_limit() -> None:
     world = World([Usage(input=1), *idle(40)])
     _, error = world.run()
@@ -130,11 +135,41 @@ def test_first_token_limit() -> None:
 
 
 def test_pings_do_not_begin_an_answer_but_keep_it_alive() -> None:
-    pings: list[Step] = [piece for _ in range(7) for piece in (10.0, ALIVE)]
-    _, error = World(pings).run()
+    _, error = World(PINGS).run()
     assert error is not None and error.kind is Kind.UPSTREAM_TIMEOUT
-    events, error = World([Text("a"), *pings, Text("b"), End("stop")]).run()
+    events, error = World([Text("a"), *PINGS, Text("b"), End("stop")]).run()
     assert error is None and Text("b") in events
+
+
+def test_reasoning_that_is_not_shown_may_take_longer_than_the_first_word() -> None:
+    world = World([Usage(input=3), BEGUN, *PINGS, ThinkingEnd("sig"), Text("a"), End("stop")])
+    exchange = world.start()
+    assert not exchange.wait_for_content(65) and not exchange.committed
+    assert [event for event in exchange if not isinstance(event, Idle)] == [Usage(input=3), ThinkingEnd("sig"), Text("a"), End("stop")]
+    exchange.close()
+    assert world.meter.legs[0].first_token_s == pytest.approx(70), "no word was shown before"
+
+
+@pytest.mark.parametrize("end", [idle(80), [fault(Kind.UPSTREAM_OVERLOADED)]], ids=["silent", "fault"])
+def test_reasoning_that_comes_to_nothing_is_taken_over_by_the_next(end: list[Step]) -> None:
+    events, error = World([BEGUN, 10.0, ALIVE, *end], HELLO).run()
+    assert error is None and [event for event in events if isinstance(event, Text)] == [Text("Hel"), Text("lo")]
+
+
+def test_reasoning_that_never_ends_is_bounded_by_the_total_limit() -> None:
+    world = World([BEGUN, *PINGS, *PINGS])
+    started = world.clock.now
+    _, error = world.run()
+    assert error is not None and error.kind is Kind.DEADLINE_EXCEEDED
+    assert world.clock.now - started == pytest.approx(100)
+
+
+def test_who_has_begun_has_no_less_time_than_who_has_not() -> None:
+    world = World([BEGUN, 1.0, ALIVE, *idle(28), Text("a"), *idle(12)])
+    world.service.limits = replace(LIMITS, idle_s=10)
+    events, error = world.run()
+    assert Text("a") in events and error is not None and "silent" in error.message
+    assert world.meter.legs[0].duration_s == pytest.approx(29 + 10, abs=0.5), "an answer that shows words has idle_s, and no more"
 
 
 def test_silence_limit() -> None:

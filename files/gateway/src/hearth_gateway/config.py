@@ -165,7 +165,9 @@ class TimeoutsConfig(_Section):
     """Seconds."""
 
     connect_s: Seconds = Field(default=5, description="Name look-up, TCP and TLS together.")
-    first_token_s: Seconds = Field(default=30, description="From the start of an attempt to its first content.")
+    first_token_s: Seconds = Field(
+        default=30, description="From the start of an attempt to its first content, or to the start of reasoning."
+    )
     idle_s: Seconds = Field(default=60, description="Silence in an answer that has begun.")
     total_s: Seconds = Field(default=600, description="The whole answer, all attempts together.")
 

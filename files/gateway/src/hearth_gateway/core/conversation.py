@@ -39,8 +39,8 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds. ``first_token`` counts from the start of the attempt, ``idle`` between two events of
-    an answer that has begun, ``total`` over all attempts."""
+    """Seconds. ``first_token`` counts from the start of the attempt until the answer begins, be it with
+    reasoning that is not shown; ``idle`` between two events from then on, ``total`` over all attempts."""
 
     connect_s: float
     first_token_s: float
@@ -167,16 +167,19 @@ class _Watch:
     def saw(self, event: Event) -> None:
         """Raises ``GatewayError`` when a limit is passed."""
         now = self._clock.monotonic()
-        nothing_new = isinstance(event, Idle) and not event.alive
+        content = is_content(event)
+        if content or (isinstance(event, Idle) and event.begun):
+            self._begun = True
         # A ping keeps an answer alive that has begun. It does not make one begin.
-        if nothing_new or not (self._begun or is_content(event)):
+        if not self._begun or (isinstance(event, Idle) and not event.alive):
             if now >= self._limit_at():
                 raise self._late(now)
             return
-        self._begun = True
         if now >= self._deadline and not isinstance(event, End):
             raise self._late(now)
-        self._provider_until = now + self._limits.idle_s
+        idle_until = now + self._limits.idle_s
+        # Who has begun but shows nothing yet has no less time than who has not begun.
+        self._provider_until = idle_until if content else max(idle_until, self._provider_until)
 
     def _limit_at(self) -> float:
         return min(self._provider_until, self._deadline)

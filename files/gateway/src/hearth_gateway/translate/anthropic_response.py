@@ -9,6 +9,7 @@ import orjson
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate.events import (
     ALIVE,
+    BEGUN,
     End,
     Event,
     FinishReason,
@@ -168,7 +169,7 @@ class MessageReader:
             return [Text(string(block["text"]))]
         if self._block_type == "thinking":
             self._signature = string(block.get("signature") or "")
-            return [Thinking(string(block["thinking"]))] if block.get("thinking") else [ALIVE]
+            return [Thinking(string(block["thinking"]))] if block.get("thinking") else [BEGUN]
         if self._block_type == "redacted_thinking":
             return [RedactedThinking(string(block["data"]))]
         return [ALIVE]

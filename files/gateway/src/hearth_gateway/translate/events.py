@@ -121,13 +121,16 @@ class Idle:
     """Nothing to show. Lets the layers above send a heartbeat and check their clocks.
 
     ``alive`` means that the vendor did send something, such as a ping: it is working, not silent.
+    ``begun``: it said that its answer begins, with reasoning of which it may show nothing for long.
     """
 
     alive: bool = False
+    begun: bool = False
 
 
 IDLE = Idle()
 ALIVE = Idle(alive=True)
+BEGUN = Idle(alive=True, begun=True)
 
 Content = Document | Text | Thinking | ThinkingEnd | RedactedThinking | ToolStart | ToolArguments
 Event = Content | Usage | End | Idle
