@@ -20,7 +20,7 @@ PAIR = ("anthropic", "sonnet")
 
 
 def breaker() -> tuple[threading.RLock, Callable[[], None]]:
-    breakers = Breakers(Rules(3, 60, 10, 300, 35), FakeClock(), [PAIR])
+    breakers = Breakers(Rules(3, 60, 10, 300), FakeClock(), [PAIR])
     return breakers._lock, lambda: breakers.report(PAIR, Report("fault", 0, Kind.UPSTREAM_ERROR))
 
 

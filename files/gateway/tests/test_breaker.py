@@ -29,7 +29,8 @@ from hearth_gateway.core.breaker import (
 )
 from hearth_gateway.errors import Kind, Owner
 
-RULES = Rules(failures=3, window_s=60, open_s=10, max_open_s=300, probe_s=35)
+RULES = Rules(failures=3, window_s=60, open_s=10, max_open_s=300)
+PROBE_S = 35
 OK, NONE, BEGUN = Report("ok"), Report("none"), Report("begun")
 PAIR = ("anthropic", "sonnet")
 
@@ -49,7 +50,7 @@ def after(*events: Report, state: State = NEW, now: float = 0) -> State:
 
 def probing(now: float = 10, state: State | None = None) -> State:
     """Half-open, with probe number 1 on its way."""
-    found, decision = ask(state or after(DOWN, DOWN, DOWN), now, RULES)
+    found, decision = ask(state or after(DOWN, DOWN, DOWN), now, PROBE_S)
     assert decision == Decision(True, found.probe) and found.probe
     return found
 
@@ -60,10 +61,10 @@ def probing(now: float = 10, state: State | None = None) -> State:
 @pytest.mark.parametrize("kind", sorted(COUNTS, key=lambda kind: kind.value))
 def test_faults_in_a_row_open_it(kind: Kind) -> None:
     state = after(fault(kind), fault(kind))
-    assert ask(state, 0, RULES) == (state, Decision(True))
+    assert ask(state, 0, PROBE_S) == (state, Decision(True))
     state = after(fault(kind), state=state, now=5)
     assert (state.phase, state.until, state.reason) == (Phase.OPEN, 15, kind)
-    assert ask(state, 12, RULES) == (state, Decision(False, wait_s=3))
+    assert ask(state, 12, PROBE_S) == (state, Decision(False, wait_s=3))
 
 
 def test_an_answer_between_faults_forgets_them() -> None:
@@ -134,19 +135,38 @@ def test_late_reports_of_requests_that_began_before_the_pause() -> None:
 
 def test_when_the_pause_is_over_exactly_one_may_try() -> None:
     opened = after(DOWN, DOWN, DOWN)
-    assert not ask(opened, 9.99, RULES)[1].allowed
-    state, first = ask(opened, 10, RULES)
+    assert not ask(opened, 9.99, PROBE_S)[1].allowed
+    state, first = ask(opened, 10, PROBE_S)
     assert (state.phase, first) == (Phase.HALF_OPEN, Decision(True, 1))
-    assert [ask(state, 10 + n, RULES) for n in range(20)] == [(state, Decision(False, wait_s=1.0))] * 20
+    assert [ask(state, 10 + n, PROBE_S) for n in range(20)] == [(state, Decision(False, wait_s=1.0))] * 20
 
 
 def test_a_probe_that_is_never_heard_of_again_is_given_up() -> None:
     state = probing(now=10)
-    assert not ask(state, 44.9, RULES)[1].allowed
-    again, decision = ask(state, 45, RULES)
+    assert not ask(state, 44.9, PROBE_S)[1].allowed
+    again, decision = ask(state, 45, PROBE_S)
     assert decision == Decision(True, 2)
-    lost = replace(OK, probe=1)
-    assert after(lost, state=again, now=46) == again, "the lost one's report no longer counts"
+    for lost in (fault(Kind.UPSTREAM_TIMEOUT, probe=1), fault(Kind.UPSTREAM_AUTH, probe=1), replace(NONE, probe=1)):
+        assert after(lost, state=again, now=46) == again, "now the other one decides"
+
+
+@pytest.mark.parametrize("second", [None, NONE], ids=["out", "left"])
+def test_a_probe_that_was_given_up_and_answers_after_all(second: Report | None) -> None:
+    again, _ = ask(probing(now=10), 45, PROBE_S)
+    if second is not None:
+        again = after(replace(second, probe=2), state=again, now=46)
+    assert after(replace(OK, probe=1), state=again, now=46) == replace(NEW, probe=2)
+    begun = after(replace(BEGUN, probe=1), state=again, now=46)
+    assert begun.phase is Phase.CLOSED
+    assert after(DOWN, state=begun, now=47).phase is Phase.OPEN, "on trial, as after any probe's first content"
+
+
+def test_an_answer_that_began_before_the_pause_does_not_end_it() -> None:
+    again, _ = ask(probing(now=10), 45, PROBE_S)
+    failed = after(fault(Kind.UPSTREAM_TIMEOUT, probe=2), state=again, now=50)
+    for state in (failed, probing(failed.until, failed)):
+        for late in (OK, BEGUN):
+            assert after(replace(late, probe=1), replace(late, probe=0), state=state, now=51) == state
 
 
 # --- half-open ---------------------------------------------------------------------------------
@@ -154,7 +174,7 @@ def test_a_probe_that_is_never_heard_of_again_is_given_up() -> None:
 
 def test_the_probes_first_content_lets_the_others_in_on_trial() -> None:
     state = after(replace(BEGUN, probe=1), state=probing(), now=11)
-    assert ask(state, 11, RULES)[1] == Decision(True)
+    assert ask(state, 11, PROBE_S)[1] == Decision(True)
     broken = after(fault(Kind.UPSTREAM_INTERRUPTED, probe=1), state=state, now=12)
     assert (broken.phase, broken.until) == (Phase.OPEN, 12 + 20)
     whole = after(replace(OK, probe=1), state=state, now=12)
@@ -175,7 +195,7 @@ def test_a_probe_that_fails_opens_it_for_twice_as_long(kind: Kind) -> None:
 def test_a_probe_that_tells_nothing_hands_over_to_the_next(event: Report) -> None:
     state = after(replace(event, probe=1), state=probing(now=10), now=11)
     assert (state.phase, state.openings) == (Phase.OPEN, 1)
-    assert ask(state, 11, RULES)[1] == Decision(True, 2)
+    assert ask(state, 11, PROBE_S)[1] == Decision(True, 2)
 
 
 def test_while_a_probe_is_out_only_the_probe_counts() -> None:
@@ -188,7 +208,7 @@ def test_while_a_probe_is_out_only_the_probe_counts() -> None:
 
 def test_a_new_key_is_tried_at_once() -> None:
     refused = after(fault(Kind.UPSTREAM_AUTH), now=100)
-    state, decision = ask(key_changed(refused, 101), 101, RULES)
+    state, decision = ask(key_changed(refused, 101), 101, PROBE_S)
     assert decision == Decision(True, 1) and state.phase is Phase.HALF_OPEN
     for other in (NEW, after(DOWN, DOWN, DOWN), state):
         assert key_changed(other, 1) == other
@@ -213,25 +233,24 @@ ANY_RULES = st.builds(
     window_s=st.floats(1, 100),
     open_s=st.floats(0.01, 50),
     max_open_s=st.floats(1, 300),
-    probe_s=st.floats(1, 60),
 )
 
 
 @settings(max_examples=400, deadline=None)
-@given(STEPS, ANY_RULES)
-def test_no_history_breaks_the_promises(steps: list[tuple[float, str, Kind, float | None, int]], rules: Rules) -> None:
+@given(STEPS, ANY_RULES, st.floats(1, 60))
+def test_no_history_breaks_the_promises(steps: list[tuple[float, str, Kind, float | None, int]], rules: Rules, probe_s: float) -> None:
     now, state = 0.0, NEW
     probe_out_since: float | None = None
     for seconds, action, kind, retry_after_s, back in steps:
         now += seconds
         before = state
         if action == "ask":
-            state, decision = ask(state, now, rules)
+            state, decision = ask(state, now, probe_s)
             assert decision.allowed or decision.wait_s > 0
             assert decision.wait_s <= max(rules.max_open_s, 1.0), "nobody waits longer than the longest pause"
             assert (before.phase is Phase.CLOSED) == (decision.allowed and not decision.probe)
             if decision.probe:
-                given_up = probe_out_since is None or now - probe_out_since >= rules.probe_s
+                given_up = probe_out_since is None or now - probe_out_since >= probe_s
                 assert given_up, "two probes at a time"
                 assert decision.probe > before.probe, "two probes with one number"
                 probe_out_since = now
@@ -242,9 +261,10 @@ def test_no_history_breaks_the_promises(steps: list[tuple[float, str, Kind, floa
         state = report(state, event, now, rules)
         if state.phase is not Phase.HALF_OPEN:
             probe_out_since = None
-        if before.phase is Phase.HALF_OPEN and probe != before.probe:
+        answered = action in ("ok", "begun")
+        if before.phase is Phase.HALF_OPEN and probe != before.probe and not (answered and probe > before.probes_before):
             assert state == before
-        if action in ("ok", "begun") and before.phase is Phase.CLOSED:
+        if answered and (before.phase is Phase.CLOSED or probe > before.probes_before):
             assert state.phase is Phase.CLOSED
         if state.phase is Phase.OPEN:
             assert state.until - now <= rules.max_open_s + 1e-6
@@ -253,7 +273,7 @@ def test_no_history_breaks_the_promises(steps: list[tuple[float, str, Kind, floa
         if kind in NEUTRAL and action == "fault" and before.phase is not Phase.HALF_OPEN:
             assert state == before
     # From wherever it got to: wait, probe, answer, and it is as new.
-    state, decision = ask(state, now + rules.max_open_s + rules.probe_s, rules)
+    state, decision = ask(state, now + rules.max_open_s + probe_s, probe_s)
     assert decision.allowed
     assert report(state, Report("ok", decision.probe), now + 1000, rules) == replace(NEW, probe=state.probe)
 
@@ -266,7 +286,7 @@ def test_each_provider_and_model_has_its_own() -> None:
     clock, changes = FakeClock(), list[View]()
     breakers = Breakers(RULES, clock, [PAIR, other], on_change=changes.append)
     breakers.report(PAIR, fault(Kind.UPSTREAM_RATE_LIMITED, 7))
-    assert breakers.ask(PAIR) == Decision(False, wait_s=7) and breakers.ask(other).allowed
+    assert breakers.ask(PAIR, PROBE_S) == Decision(False, wait_s=7) and breakers.ask(other, PROBE_S).allowed
     assert [(view.provider, view.phase, view.wait_s) for view in breakers.snapshot()] == [
         ("anthropic", Phase.OPEN, 7), ("litellm", Phase.CLOSED, 0),
     ]  # fmt: skip
@@ -277,7 +297,7 @@ def test_each_provider_and_model_has_its_own() -> None:
     clock.sleep(7)
     assert breakers.any_usable(), "a pause that is over must not keep the traffic away that would probe"
     assert breakers.state(PAIR) == 1 and breakers.wait_s([PAIR, other]) is None
-    probe = breakers.ask(PAIR).probe
+    probe = breakers.ask(PAIR, PROBE_S).probe
     breakers.report(PAIR, Report("ok", probe))
     assert breakers.state(PAIR) == 0
     assert [(view.provider, view.phase.name) for view in changes] == [
@@ -289,15 +309,15 @@ def test_a_key_that_changed_in_its_file() -> None:
     clock, version = FakeClock(), [1]
     breakers = Breakers(RULES, clock, [PAIR], {"anthropic": lambda: version[0]})
     breakers.report(PAIR, fault(Kind.UPSTREAM_AUTH))
-    assert not breakers.ask(PAIR).allowed and breakers.state(PAIR) == 2
+    assert not breakers.ask(PAIR, PROBE_S).allowed and breakers.state(PAIR) == 2
     version[0] = 2
     assert breakers.state(PAIR) == 1
-    probe = breakers.ask(PAIR).probe
-    assert probe and not breakers.ask(PAIR).allowed
+    probe = breakers.ask(PAIR, PROBE_S).probe
+    assert probe and not breakers.ask(PAIR, PROBE_S).allowed
     breakers.report(PAIR, fault(Kind.UPSTREAM_AUTH, probe=probe))
-    assert not breakers.ask(PAIR).allowed, "the new key is wrong too"
+    assert not breakers.ask(PAIR, PROBE_S).allowed, "the new key is wrong too"
     clock.sleep(20)
-    assert breakers.ask(PAIR).probe, "and without a change one looks again now and then"
+    assert breakers.ask(PAIR, PROBE_S).probe, "and without a change one looks again now and then"
 
 
 def test_one_probe_among_many_threads() -> None:
@@ -312,7 +332,7 @@ def test_one_probe_among_many_threads() -> None:
 
         def run(barrier: threading.Barrier = barrier, breakers: Breakers = breakers, allowed: list[Decision] = allowed) -> None:
             barrier.wait()
-            decision = breakers.ask(PAIR)
+            decision = breakers.ask(PAIR, PROBE_S)
             if decision.allowed:
                 allowed.append(decision)
 

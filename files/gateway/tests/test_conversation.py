@@ -13,10 +13,10 @@ from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Lifecycle
 from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.translate.events import ALIVE, BEGUN, IDLE, End, Event, Idle, Text, ThinkingEnd, Usage
+from hearth_gateway.translate.events import ALIVE, BEGUN, IDLE, Document, End, Event, Idle, Text, ThinkingEnd, Usage
 from hearth_gateway.translate.model import ChatRequest, TextPart, Turn
 
-RULES = Rules(failures=3, window_s=60, open_s=10, max_open_s=300, probe_s=35)
+RULES = Rules(failures=3, window_s=60, open_s=10, max_open_s=300)
 LIMITS = Limits(connect_s=5, first_token_s=30, idle_s=60, total_s=100, heartbeat_s=0.5)
 HELLO: list[Step] = [Usage(input=3), Text("Hel"), Text("lo"), Usage(input=3, output=2), End("stop")]
 
@@ -399,6 +399,40 @@ def test_recovery_has_one_probe_and_its_first_word_lets_the_others_in() -> None:
     next(third)
     assert (probe.target.provider.name, third.target.provider.name) == ("p1", "p1")
     for exchange in (probe, other, third):
+        exchange.close()
+
+
+def test_an_image_that_takes_minutes_stays_the_only_probe() -> None:
+    """Its first byte may take as long as its last (app.py): the probe is not given up after a chat's first_token_s."""
+    image = Document({"data": []}, images=1)
+    world = World([fault(Kind.UPSTREAM_OVERLOADED)])
+    world.service.limits = replace(LIMITS, first_token_s=100, total_s=100)
+    world.run()
+    world.providers[0].scripts = [[IDLE, 30.0, image, End("stop")]]
+    world.clock.sleep(10)
+    probe = world.start()
+    assert next(probe) == IDLE
+    world.clock.sleep(60)
+    assert world.run()[1] is not None and world.providers[0].calls == 2
+    assert list(probe) == [image, End("stop")]
+    probe.close()
+    assert world.breakers.state(("p1", "m-p1")) == 0
+
+
+def test_a_slow_probe_whose_place_was_given_away_still_lets_the_others_in() -> None:
+    world = World([fault(Kind.UPSTREAM_OVERLOADED)])
+    world.run()
+    world.providers[0].scripts = [[IDLE, BEGUN, 40.0, ALIVE, IDLE, Text("a"), End("stop")]]
+    world.clock.sleep(10)
+    probe = world.start()
+    while next(probe) is not ALIVE:
+        pass
+    second = world.start()
+    assert next(second) == IDLE and world.providers[0].calls == 3
+    assert world.breakers.state(("p1", "m-p1")) == 1
+    assert list(probe) == [IDLE, Text("a"), End("stop")]
+    assert world.breakers.state(("p1", "m-p1")) == 0
+    for exchange in (probe, second):
         exchange.close()
 
 

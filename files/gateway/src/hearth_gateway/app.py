@@ -294,9 +294,7 @@ def _breakers(config: Config, clock: Clock, keys: Mapping[str, KeyFile], log: Lo
         log.event("breaker", provider=view.provider, model=view.model, state=view.phase.name.lower(), reason=reason)
 
     settings = config.breaker
-    # A probe that has no content by then has failed already.
-    probe_s = config.timeouts.connect_s + config.timeouts.first_token_s
-    rules = Rules(settings.failures, settings.window_s, settings.open_s, settings.max_open_s, probe_s)
+    rules = Rules(settings.failures, settings.window_s, settings.open_s, settings.max_open_s)
     sections: list[Mapping[str, Sequence[TargetConfig | EndpointConfig]]] = [config.models, config.embedding_models, config.image_models]
     pairs = {(target.provider, target.model): None for models in sections for targets in models.values() for target in targets}
     return Breakers(rules, clock, pairs, {name: key.version for name, key in keys.items()}, changed)

@@ -50,20 +50,19 @@ RETRIES_ONCE = frozenset({Kind.UPSTREAM_ERROR})
 @record
 class Rules:
     """Seconds. ``failures`` in a row, none further than ``window_s`` from the one before, open a breaker
-    for ``open_s``; each time a probe fails the pause doubles, up to ``max_open_s``. A probe that has
-    not reported after ``probe_s`` is given up, so that one lost request cannot keep a provider out."""
+    for ``open_s``; each time a probe fails the pause doubles, up to ``max_open_s``."""
 
     failures: int
     window_s: float
     open_s: float
     max_open_s: float
-    probe_s: float
 
 
 @record
 class State:
     """``until`` is when the pause ends, or when the probe is given up. ``openings`` counts the pauses
-    since the last whole answer. ``probe`` is the number of the last probe. ``reason`` is the last fault."""
+    since the last whole answer. ``probe`` is the number of the last probe, ``probes_before`` that of the
+    last one before the pause. ``reason`` is the last fault."""
 
     phase: Phase = Phase.CLOSED
     failures: int = 0
@@ -71,6 +70,7 @@ class State:
     until: float = 0.0
     openings: int = 0
     probe: int = 0
+    probes_before: int = 0
     reason: Kind | None = None
 
 
@@ -104,23 +104,33 @@ class Report:
     retry_after_s: float | None = None
 
 
-def ask(state: State, now: float, rules: Rules) -> tuple[State, Decision]:
-    """May somebody try now? ``now`` in seconds of a clock that never goes back."""
+def ask(state: State, now: float, probe_s: float) -> tuple[State, Decision]:
+    """May somebody try now? ``now`` in seconds of a clock that never goes back.
+
+    Should this become the probe, it is given up after ``probe_s``, so that one lost request cannot keep
+    a provider out.
+    """
     if state.phase is Phase.CLOSED:
         return state, ALLOWED
     if now < state.until:
         # Nobody knows when a probe will be back. Soon, either way.
         return state, Decision(False, wait_s=state.until - now if state.phase is Phase.OPEN else 1.0)
     number = state.probe + 1
-    return replace(state, phase=Phase.HALF_OPEN, until=now + rules.probe_s, probe=number), Decision(True, number)
+    return replace(state, phase=Phase.HALF_OPEN, until=now + probe_s, probe=number), Decision(True, number)
 
 
 def report(state: State, event: Report, now: float, rules: Rules) -> State:
     """What an attempt that was allowed earlier has come to."""
     fault = event.kind if event.outcome == "fault" else None
+    if state.phase is not Phase.CLOSED and event.probe > state.probes_before:
+        # Also a probe that was given up, or followed by another, has found that the provider answers.
+        if event.outcome == "ok":
+            return replace(NEW, probe=state.probe)
+        if event.outcome == "begun":
+            return replace(state, phase=Phase.CLOSED, failures=rules.failures - 1, failed_at=now)
     if state.phase is Phase.HALF_OPEN:
-        # Only the probe decides. The others began before the pause and know nothing new.
-        return _report_of_probe(state, event, fault, now, rules) if event.probe == state.probe else state
+        # Only the probe says that it does not. The others began before, and know nothing new.
+        return _failed_probe(state, event, fault, now, rules) if event.probe == state.probe else state
     if state.phase is Phase.OPEN:
         if fault in OPENS_AT_ONCE and event.retry_after_s is not None:
             return replace(state, until=max(state.until, now + _pause_s(state.openings - 1, event, rules)))
@@ -143,11 +153,7 @@ def key_changed(state: State, now: float) -> State:
     return state
 
 
-def _report_of_probe(state: State, event: Report, fault: Kind | None, now: float, rules: Rules) -> State:
-    if event.outcome == "ok":
-        return replace(NEW, probe=state.probe)
-    if event.outcome == "begun":
-        return replace(state, phase=Phase.CLOSED, failures=rules.failures - 1, failed_at=now)
+def _failed_probe(state: State, event: Report, fault: Kind | None, now: float, rules: Rules) -> State:
     if fault in OPENS_AT_ONCE or fault in COUNTS:
         return _opened(state, event, now, rules)
     return replace(state, phase=Phase.OPEN, until=now)  # it told nothing: the next request is the probe
@@ -159,6 +165,7 @@ def _opened(state: State, event: Report, now: float, rules: Rules) -> State:
         phase=Phase.OPEN,
         until=now + _pause_s(state.openings, event, rules),
         openings=state.openings + 1,
+        probes_before=state.probe,
         reason=event.kind,
     )
 
@@ -213,15 +220,18 @@ class Breakers:
         # collector, in any thread and at any moment, also in one that holds this lock.
         self._lock = threading.RLock()
 
-    def ask(self, pair: Pair) -> Decision:
-        """May this (provider, model) be tried now? Who is allowed must `report` how it ended."""
+    def ask(self, pair: Pair, probe_s: float) -> Decision:
+        """May this (provider, model) be tried now? Who is allowed must `report` how it ended.
+
+        ``probe_s``: what has no content by then has failed already.
+        """
         # Without the lock: a closed breaker allows everybody, and changes nothing by it.
         if self._states.get(pair, NEW).phase is Phase.CLOSED:
             return ALLOWED
         with self._lock:
             now = self._clock.monotonic()
             before = self._states.get(pair, NEW)
-            state, decision = ask(self._with_key(pair, before, now), now, self._rules)
+            state, decision = ask(self._with_key(pair, before, now), now, probe_s)
             self._states[pair] = state
         self._tell(pair, before, state, now)
         return decision

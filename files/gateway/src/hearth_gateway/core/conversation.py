@@ -304,7 +304,8 @@ class Exchange:
     # --- internals
 
     def _run(self) -> Generator[Event, None, None]:
-        deadline = self._clock.monotonic() + self._service.limits.total_s
+        limits = self._service.limits
+        deadline = self._clock.monotonic() + limits.total_s
         targets = self._targets if self.fallback else self._targets[:1]
         waits: list[float] = []
         passed_over: tuple[str, str] | None = None
@@ -312,7 +313,7 @@ class Exchange:
         for target in targets:
             if fault is not None and self._clock.monotonic() >= deadline:
                 break
-            decision = self._service.breakers.ask(target.pair)
+            decision = self._service.breakers.ask(target.pair, limits.connect_s + limits.first_token_s)
             if not decision.allowed:
                 waits.append(decision.wait_s)
                 passed_over = self._left(target, BREAKER_OPEN)
