@@ -6,7 +6,8 @@ compare with, so they work for one primary and one fallback. `Breakers` puts a l
 
 closed     every request may try.
 open       nobody tries until a time. Faults in a row lead here; so does, at once, what the vendor
-           says itself: 429 (for its Retry-After), 529, and 401, 402, 403 (until the key changes).
+           says itself: 429 (for its Retry-After), 529, and 401, 402, 403. These end early when the key
+           changes, and else as any pause: an account may be paid, or allowed a model, under the same key.
 half-open  the time is over and exactly one request, the probe, tries; the others are turned away.
            Its first content closes the breaker, on trial: the next fault opens it again. Only a
            whole answer forgets what was.
@@ -266,7 +267,10 @@ class Breakers:
         return float(self._views([pair])[0].phase.value)
 
     def any_usable(self) -> bool:
-        """Whether some provider may be asked. What readiness needs to know."""
+        """Whether some provider may be asked, for whatever: chat, embeddings, images. What readiness needs to know.
+
+        Who is not ready gets no request at all, so that also what could be served is not.
+        """
         return any(view.phase is not Phase.OPEN for view in self.snapshot())
 
     # --- internals
