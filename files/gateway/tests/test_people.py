@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from gateway_fakes import FakeClock
 
 from hearth_gateway.config import LimitsConfig
-from hearth_gateway.core.identity import Caller
+from hearth_gateway.core.identity import Caller, TokenStore
 from hearth_gateway.core.people import People, Person, Watch
 from hearth_gateway.core.pseudonym import Pseudonym
 from hearth_gateway.errors import GatewayError, Kind
@@ -269,9 +269,46 @@ def test_the_watch_survives_a_look_that_fails(monkeypatch: pytest.MonkeyPatch) -
         assert looks.acquire(timeout=5)
     watch.stop()
     assert len(errors) >= 3
-    watch._thread.join(20)
-    assert not watch._thread.is_alive()
+    for thread in watch._threads:
+        thread.join(20)
+        assert not thread.is_alive()
     while looks.acquire(blocking=False):
         pass
     time.sleep(0.05)
     assert not looks.acquire(blocking=False)
+
+
+def test_a_store_that_hangs_does_not_keep_a_removed_token_valid(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A PostgreSQL that went away without a word is waited for. Who asks nothing meanwhile, because the answer
+    is still being written, must be cut all the same."""
+    monkeypatch.setattr("hearth_gateway.core.people.LOOK_EVERY_S", 0.01)
+    (tmp_path / "operator").write_text("token-0123456789abcdef")
+    tokens = TokenStore(tmp_path, FakeClock(), lambda *_problem: None)
+    hanging, back = threading.Event(), threading.Event()
+
+    class Hanging:
+        def version(self) -> int:
+            hanging.set()
+            back.wait(60)
+            return 1
+
+        def load(self) -> tuple[int, list[Person]]:
+            return 1, []
+
+        def create(self, email: str, first_seen: float) -> Person:
+            return Person(email, first_seen)
+
+    people = People(Hanging(), FakeClock(), [].append)
+    caller = tokens.identify(None, "token-0123456789abcdef")
+    watch = Watch((people.refresh, tokens.refresh), [].append)
+    try:
+        assert hanging.wait(20)
+        (tmp_path / "operator").unlink()
+        deadline = time.monotonic() + 5
+        while len(tokens) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        with pytest.raises(GatewayError):
+            tokens.check(caller)
+    finally:
+        back.set()
+        watch.stop()

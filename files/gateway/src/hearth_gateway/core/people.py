@@ -146,26 +146,27 @@ def _locked_out(message: str) -> GatewayError:
 
 
 class Watch:
-    """Calls each of ``looks`` once a second in a thread of its own, until ``stop``.
+    """Calls each of ``looks`` once a second, until ``stop``.
 
+    Each in a thread of its own: a database that hangs must not keep a token valid whose file is gone.
     ``on_error`` gets what a look raises; the watch goes on, or nobody could be locked out any more.
     """
 
     def __init__(self, looks: Iterable[Callable[[], None]], on_error: Callable[[Exception], None]) -> None:
-        self._looks = tuple(looks)
         self._on_error = on_error
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, args=(look,), name="watch", daemon=True) for look in looks]
+        for thread in self._threads:
+            thread.start()
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(LOOK_EVERY_S)
+        for thread in self._threads:
+            thread.join(LOOK_EVERY_S)
 
-    def _run(self) -> None:
+    def _run(self, look: Callable[[], None]) -> None:
         while not self._stopping.wait(LOOK_EVERY_S):
-            for look in self._looks:
-                try:
-                    look()
-                except Exception as error:
-                    self._on_error(error)
+            try:
+                look()
+            except Exception as error:
+                self._on_error(error)
