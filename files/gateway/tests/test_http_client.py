@@ -6,6 +6,8 @@ import gzip
 import socket
 import threading
 import time
+import tracemalloc
+import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -107,12 +109,27 @@ def reply(raw: bytes, cut: int = 0, close: bool = False) -> Handler:
 LENGTH = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX-A: 1\r\nx-a: 2\r\n\r\nhello"
 PLAIN_CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n2\r\nel\r\n1\r\nl\r\n1\r\no\r\n0\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nh\r\n3;ext=1\r\nell\r\n0001\r\no\r\n0\r\nTrailer: x\r\n\r\n"
-ZIPPED = gzip.compress(b"hello")
-GZIP = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n%s" % (len(ZIPPED), ZIPPED)
+
+
+def packed(data: bytes, encoding: bytes = b"gzip") -> bytes:
+    return b"HTTP/1.1 200 OK\r\nContent-Encoding: %s\r\nContent-Length: %d\r\n\r\n%s" % (encoding, len(data), data)
+
+
+HELLO = gzip.compress(b"hello", mtime=0)
+FRAMINGS = {
+    "length": LENGTH,
+    "chunked": CHUNKED,
+    "plain chunks": PLAIN_CHUNKED,
+    "gzip": packed(HELLO),
+    "x-gzip": packed(HELLO, b"x-gzip"),
+    "a member an event": packed(b"".join(gzip.compress(piece, mtime=0) for piece in (b"he", b"", b"l", b"lo"))),
+    "deflate": packed(zlib.compress(b"hello"), b"deflate"),
+    "bare deflate": packed(zlib.compress(b"hello")[2:-4], b"deflate"),
+}
 
 
 @pytest.mark.parametrize("cut", [0, 1, 3])
-@pytest.mark.parametrize("raw", [LENGTH, CHUNKED, PLAIN_CHUNKED, GZIP], ids=["length", "chunked", "plain chunks", "gzip"])
+@pytest.mark.parametrize("raw", FRAMINGS.values(), ids=FRAMINGS)
 def test_framings_in_any_pieces_and_reuse(server: Server, client: HttpClient, raw: bytes, cut: int) -> None:
     server.handler = reply(raw, cut)
     for _ in range(3):
@@ -232,7 +249,12 @@ def test_a_connection_that_went_stale_is_replaced(server: Server, client: HttpCl
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", Kind.UPSTREAM_PROTOCOL),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", Kind.UPSTREAM_PROTOCOL),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhello\r\n", Kind.UPSTREAM_PROTOCOL),
-        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello", Kind.UPSTREAM_PROTOCOL),
+        (packed(b"hello"), Kind.UPSTREAM_PROTOCOL),
+        (packed(HELLO + b"hello"), Kind.UPSTREAM_PROTOCOL),
+        (packed(HELLO[:-4]), Kind.UPSTREAM_INTERRUPTED),
+        (packed(HELLO[:-4] + b"1234"), Kind.UPSTREAM_PROTOCOL),
+        (packed(HELLO + HELLO[:-4]), Kind.UPSTREAM_INTERRUPTED),
+        (b"HTTP/1.0 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + HELLO[:-4], Kind.UPSTREAM_INTERRUPTED),
         (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70_000, Kind.UPSTREAM_PROTOCOL),
     ],
 )
@@ -241,6 +263,21 @@ def test_what_is_no_http_is_a_fault_of_the_provider(server: Server, client: Http
     with pytest.raises(GatewayError) as caught:
         body(post(client))
     assert caught.value.kind is kind
+
+
+def test_what_unpacks_to_a_thousand_times_as_much_comes_in_pieces(server: Server, client: HttpClient) -> None:
+    """The readers have limits. They can only keep them if not everything is unpacked before they see it."""
+    size = 200_000_001
+    server.handler = reply(packed(gzip.compress(bytes(size), 1)))
+    response = post(client)
+    tracemalloc.start()
+    try:
+        pieces = [len(piece) for piece in iter(lambda: response.read(20) or b"", b"")]
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert sum(pieces) == size
+    assert max(pieces) <= 1024 * 1024 and peak < 16_000_000
 
 
 def test_unreachable_in_each_way() -> None:

@@ -20,6 +20,7 @@ import threading
 import time
 import zlib
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
@@ -35,6 +36,8 @@ from hearth_gateway.errors import GatewayError, Kind
 
 _MAX_HEAD_BYTES = 64 * 1024
 _RECEIVE_BYTES = 64 * 1024
+_UNPACKED_BYTES = 1024 * 1024
+_ZLIB_OR_GZIP = zlib.MAX_WBITS + 32
 _MAX_POOLED = 64
 # Vendors and the load balancers before them close idle connections after a minute or so. Ours go
 # first: a request sent into a connection that is just being closed is lost.
@@ -79,6 +82,10 @@ def unreachable(what: str) -> GatewayError:
 
 def _protocol() -> GatewayError:
     return GatewayError(Kind.UPSTREAM_PROTOCOL, "The provider sent something that is not an answer.")
+
+
+def _interrupted() -> GatewayError:
+    return GatewayError(Kind.UPSTREAM_INTERRUPTED, "The connection to the provider broke during the answer.")
 
 
 def tls_context(ca_file: str | None) -> ssl.SSLContext:
@@ -427,6 +434,42 @@ def _chunk_size(line: bytes) -> int:
     return int(size, 16)
 
 
+class _Unpacker:
+    """Undoes gzip and deflate, a limited piece at a time: a few bytes can become a thousand times as many.
+
+    Gzip may come as several members in a row (RFC 1952): a server that packs each event on its own does that.
+    """
+
+    def __init__(self, encoding: str) -> None:
+        self._deflate = encoding == "deflate"
+        self.in_member = False  # it has begun and its end is not here
+        self._member = zlib.decompressobj()
+        self._packed: bytes | None = None  # not unpacked yet; None if that is nothing, not even inside zlib
+
+    def read(self, take: Callable[[], bytes]) -> bytes:
+        """Up to ``_UNPACKED_BYTES`` of what ``take`` gives; ``b""`` when more has to be received first."""
+        packed = take() if self._packed is None else self._packed
+        while packed or self._packed is not None:
+            if not self.in_member:
+                # "deflate" means zlib's format, but some servers leave its header out. Where it is, it begins with an 8.
+                bare = self._deflate and packed[0] & 0x0F != 8
+                self._member = zlib.decompressobj(-zlib.MAX_WBITS if bare else _ZLIB_OR_GZIP)
+                self.in_member = True
+            try:
+                data = self._member.decompress(packed, _UNPACKED_BYTES)
+            except zlib.error:
+                raise _protocol() from None
+            packed = self._member.unconsumed_tail
+            if self._member.eof:
+                packed = self._member.unused_data
+                self.in_member = False
+            full = self.in_member and len(data) == _UNPACKED_BYTES
+            self._packed = packed if packed or full else None
+            if data:
+                return data
+        return b""
+
+
 class _Body:
     """The body of a response in any of HTTP/1.1's three framings, unpacked if it is gzipped."""
 
@@ -449,23 +492,18 @@ class _Body:
             self._done = self._left == 0
         # We ask for identity, but proxies have been seen to compress all the same.
         encoding = headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", "gzip", "deflate", ""):
+        if encoding not in ("identity", "gzip", "x-gzip", "deflate", ""):
             raise _protocol()
-        self._unzip = zlib.decompressobj(47) if encoding in ("gzip", "deflate") else None
+        self._unpacker = _Unpacker(encoding) if encoding not in ("identity", "") else None
 
     def read(self, wait_s: float) -> bytes | None:
         until = 0.0
         while True:
-            data = self._take()
-            if data and self._unzip is not None:
-                try:
-                    data = self._unzip.decompress(data)
-                except zlib.error:
-                    raise _protocol() from None
+            data = self._take() if self._unpacker is None else self._unpacker.read(self._take)
             if data:
                 return data
             if self._done:
-                return b""
+                return self._ended()
             # Of the whole wait: framing and compressed bytes can drip in without a byte of the body.
             now = self._client.clock.monotonic()
             until = until or now + wait_s
@@ -482,8 +520,13 @@ class _Body:
                     self._connection.reused = False
                     self._closed = True
                     self._connection.close()
-                    return b""
-                raise GatewayError(Kind.UPSTREAM_INTERRUPTED, "The connection to the provider broke during the answer.")
+                    return self._ended()
+                raise _interrupted()
+
+    def _ended(self) -> bytes:
+        if self._unpacker is not None and self._unpacker.in_member:
+            raise _interrupted()  # framed as if it were whole, but packed bytes are missing
+        return b""
 
     def _take(self) -> bytes:
         """Body bytes that are already here; ``b""`` when more have to be received first."""
