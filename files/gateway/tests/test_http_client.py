@@ -11,11 +11,17 @@ import zlib
 from collections.abc import Callable, Iterator
 
 import pytest
+from gateway_fakes import FakeTransport
 
 from hearth_gateway.clock import SystemClock
 from hearth_gateway.errors import GatewayError, Kind
-from hearth_gateway.providers import http
-from hearth_gateway.providers.http import HttpClient, Response
+from hearth_gateway.providers import http, streaming
+from hearth_gateway.providers.base import Call
+from hearth_gateway.providers.http import HttpClient, Response, Transport
+from hearth_gateway.providers.streaming import answer, document
+from hearth_gateway.translate.events import End, Event, Idle
+from hearth_gateway.translate.model import ChatRequest
+from hearth_gateway.translate.openai_upstream_response import ChatReader, error_from_status
 
 Handler = Callable[[socket.socket], None]
 
@@ -310,3 +316,91 @@ def test_connecting_has_a_time_limit() -> None:
         assert time.monotonic() - started < 20, "the system itself gives up after two minutes"
         for sock in waiting:
             sock.close()
+
+
+# --- read as an answer
+
+
+CALL = Call(ChatRequest("sonnet", (), (), stream=True), "any", 100, 20, lambda: 20, lambda _: None)
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+LAST_EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"Hi"},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n'
+STREAM = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def ask(client: Transport) -> list[Event]:
+    """The events of an answer, without the signs of life."""
+    events = answer(client.post("/v1/x", {}, b"{}", 20), CALL, ChatReader({}), error_from_status)
+    return [event for event in events if not isinstance(event, Idle)]
+
+
+def ask_document(client: Transport) -> list[Event]:
+    return list(document(client.post("/v1/x", {}, b"{}", 20), CALL, error_from_status))
+
+
+# What follows the last event: at once, and a moment later.
+ENDINGS = {
+    "with it": (b"0\r\n\r\n", b""),
+    "after it": (b"", b"0\r\n\r\n"),
+    "half of it": (b"0\r\n", b"\r\n"),
+    "a word before": (b"", chunk(b": bye\n\n") + b"0\r\n\r\n"),
+}
+
+
+@pytest.mark.parametrize(("at_once", "later"), ENDINGS.values(), ids=ENDINGS)
+def test_after_a_streamed_answer_the_connection_is_used_again(
+    server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch, at_once: bytes, later: bytes
+) -> None:
+    monkeypatch.setattr(streaming, "_AFTER_END_S", 5.0)  # a busy machine's moment is longer
+
+    def handler(connection: socket.socket) -> None:
+        connection.sendall(STREAM + chunk(LAST_EVENT) + at_once)
+        time.sleep(0.005)
+        connection.sendall(later)
+
+    server.handler = handler
+    for _ in range(3):
+        assert isinstance(ask(client)[-1], End)
+    assert server.connections == 1
+
+
+def test_who_goes_on_talking_after_the_end_holds_nothing_back() -> None:
+    talk = [b": still here\n\n"] * 1000
+    pieces = [LAST_EVENT, *talk]
+    transport = FakeTransport(200, {"content-type": "text/event-stream"}, pieces)
+    assert isinstance(ask(transport)[-1], End)
+    assert len(talk) - len(pieces) < 5 and transport.closed == 1
+
+
+REFUSAL = b"HTTP/1.1 429 Too Many\r\nRetry-After: 7\r\nContent-Length: 100\r\n\r\n{"
+
+
+@pytest.mark.parametrize("how", ["hangs", "drips", "breaks"])
+def test_a_refusal_is_told_without_its_words(server: Server, client: HttpClient, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    monkeypatch.setattr(streaming, "_ERROR_BODY_S", 0.5)
+    over = threading.Event()
+
+    def handler(connection: socket.socket) -> None:
+        connection.sendall(REFUSAL)
+        if how == "drips":
+            for _ in range(90):
+                time.sleep(0.3)
+                connection.sendall(b" ")
+        if how != "breaks":
+            over.wait(20)
+        connection.shutdown(socket.SHUT_RDWR)
+
+    server.handler = handler
+    try:
+        for read in (ask, ask_document):
+            began = time.monotonic()
+            with pytest.raises(GatewayError) as caught:
+                read(client)
+            assert (caught.value.kind, caught.value.retry_after_s) == (Kind.UPSTREAM_RATE_LIMITED, 7)
+            assert time.monotonic() - began < 10, "its body takes 20 s or more"
+    finally:
+        over.set()

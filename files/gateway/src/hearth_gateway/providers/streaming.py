@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Generator, Iterator
+from contextlib import suppress
 from typing import Protocol
 
 import orjson
@@ -16,8 +18,13 @@ from hearth_gateway.translate.sse import SseParser
 # A text event is a few hundred bytes; a signed thinking block can be large. More is a fault.
 _MAX_EVENT_BYTES = 4 * 1024 * 1024
 _MAX_ERROR_BYTES = 64 * 1024
+# It comes with its head, or never.
+_ERROR_BODY_S = 2.0
 _MAX_WHOLE_BYTES = 32 * 1024 * 1024
 _MAX_DOCUMENT_BYTES = 128 * 1024 * 1024  # ten large images, or 2048 long vectors
+# The last chunk of the framing comes with the last event or a moment later. Two reads: some servers say a word in between.
+_AFTER_END_S = 0.02
+_READS_AFTER_END = 2
 
 ErrorReader = Callable[[int, bytes, str | None], GatewayError]
 
@@ -44,8 +51,7 @@ def answer(pending: PendingResponse, call: Call, reader: Reader, error: ErrorRea
     response = yield from wait(pending, call)
     try:
         if response.status != 200:
-            body = yield from read_up_to(response, _MAX_ERROR_BYTES, call)
-            raise error(response.status, body, response.headers.get("retry-after"))
+            raise _refusal(response, call, error)
         content_type = response.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type == "application/json":
             # Asked for a stream, got a document: some servers and proxies do that.
@@ -60,11 +66,9 @@ def document(pending: PendingResponse, call: Call, error: ErrorReader) -> Genera
     """The body of a response that is not streamed (the generator's return value), yielding ``Idle`` meanwhile."""
     response = yield from wait(pending, call)
     try:
-        ok = response.status == 200
-        body = yield from read_up_to(response, _MAX_DOCUMENT_BYTES if ok else _MAX_ERROR_BYTES, call)
-        if not ok:
-            raise error(response.status, body, response.headers.get("retry-after"))
-        return body
+        if response.status != 200:
+            raise _refusal(response, call, error)
+        return (yield from read_up_to(response, _MAX_DOCUMENT_BYTES, call))
     finally:
         response.close()
 
@@ -191,11 +195,28 @@ def _read_joined(found: list[tuple[str, bytes]], pieces: Pieces) -> Iterator[Eve
         raise fault
 
 
+def _refusal(response: Response, call: Call, error: ErrorReader) -> GatewayError:
+    """What a response with an error status says. Status and Retry-After are known: a body that does not come, or is
+    broken, only lacks the words, and must not hold back who could ask another provider."""
+    body = bytearray()
+    until = time.monotonic() + min(_ERROR_BODY_S, call.patience_s())
+    with suppress(GatewayError):
+        while chunk := response.read(max(until - time.monotonic(), 0.0)):
+            body += chunk
+            if len(body) >= _MAX_ERROR_BYTES or time.monotonic() >= until:
+                break
+    return error(response.status, bytes(body[:_MAX_ERROR_BYTES]), response.headers.get("retry-after"))
+
+
 def _finish_body(response: Response) -> None:
-    """Read the few framing bytes after the last event, so that the connection can be used again."""
+    """Read the few framing bytes after the last event, so that the connection can be used again.
+
+    A vendor that goes on talking must not hold the answer back: its connection is cut instead.
+    """
     try:
-        while response.read(0.02):
-            pass
+        for _ in range(_READS_AFTER_END):
+            if not response.read(_AFTER_END_S):
+                break
     except GatewayError:
         pass  # the answer is complete; a connection broken after it is no fault of the answer
 
