@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import socket
+import subprocess
+import sys
 import threading
 import time
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from gateway_fakes import FakeTransport
@@ -297,6 +300,107 @@ def test_unreachable_in_each_way() -> None:
     with pytest.raises(GatewayError) as caught:
         client.post("/", {}, b"", 60)  # how long a resolver takes to say no is the machine's business
     assert "name" in caught.value.message
+
+
+class NameServer:
+    """Stands in for the resolver: ``dead.test`` is not answered while ``answering`` is not set, then with ``outcome``."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.answering = threading.Event()
+        self.asked = 0
+        self.outcome: OSError | None = None
+        self._real = socket.getaddrinfo
+        monkeypatch.setattr(socket, "getaddrinfo", self._getaddrinfo)
+
+    def _getaddrinfo(self, host: str, *args: Any, **options: Any) -> Any:
+        if host == "dead.test":
+            self.asked += 1
+            self.answering.wait(60)
+            if self.outcome is not None:
+                raise self.outcome
+        return self._real("127.0.0.1", *args, **options)
+
+
+@pytest.fixture
+def names(monkeypatch: pytest.MonkeyPatch) -> Iterator[NameServer]:
+    names = NameServer(monkeypatch)
+    yield names
+    names.answering.set()
+
+
+def named(server: Server, name: str) -> HttpClient:
+    return HttpClient(server.url.replace("127.0.0.1", name), None, SystemClock())
+
+
+def in_threads(count: int, job: Callable[[], str]) -> list[str]:
+    """What each of so many at once returns, or the message of its fault."""
+    found: list[str] = []
+
+    def run() -> None:
+        try:
+            found.append(job())
+        except GatewayError as error:
+            found.append(error.message)
+
+    threads = [threading.Thread(target=run) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
+def test_a_name_nobody_answers_for_keeps_nobody_from_another_vendor(server: Server, names: NameServer) -> None:
+    server.handler = reply(LENGTH)
+    dead, healthy = named(server, "dead.test"), named(server, "healthy.test")
+    for _ in range(2):
+        found = in_threads(6, lambda: str(dead.post("/", {}, b"{}", 0.1)))
+        assert found == ["The provider cannot be reached: looking up its name took too long."] * 6
+    assert names.asked == 1, "however many wait, and however often"
+    assert body(post(healthy)) == b"hello"
+    names.outcome = socket.gaierror(socket.EAI_NONAME, "no such name")
+    waiting = threading.Timer(0.2, names.answering.set)
+    waiting.start()
+    assert set(in_threads(6, lambda: str(dead.post("/", {}, b"{}", 20)))) == {"The provider cannot be reached: its name is not known."}
+    names.outcome = None
+    assert body(post(dead)) == b"hello", "a failure is not kept"
+
+
+def test_while_no_name_server_answers_the_last_addresses_are_used(server: Server, names: NameServer) -> None:
+    server.handler = reply(LENGTH, close=True)  # each request needs a connection
+    client = named(server, "dead.test")
+    names.answering.set()
+    assert body(post(client)) == b"hello"
+    names.outcome = socket.gaierror(socket.EAI_AGAIN, "no answer")
+    assert body(post(client)) == b"hello"
+    names.answering.clear()
+    asked = names.asked
+    for least_s, most_s in ((2, 20), (0, 2), (0, 2)):
+        began = time.monotonic()
+        response = client.post("/v1/x", {}, b"{}", 4).wait(20)
+        assert response is not None and body(response) == b"hello"
+        assert least_s <= time.monotonic() - began < most_s, "the first gives it time; the others know"
+    assert names.asked == asked + 1
+    names.outcome = socket.gaierror(socket.EAI_NONAME, "no such name")
+    names.answering.set()
+    with pytest.raises(GatewayError):
+        for _ in range(1000):  # the first share the look-up that hung, until its thread gets to its end
+            post(client)
+
+
+def test_a_look_up_that_hangs_does_not_keep_the_process() -> None:
+    program = (
+        "import socket, time\n"
+        "from hearth_gateway.clock import SystemClock\n"
+        "from hearth_gateway.providers.http import HttpClient\n"
+        "socket.getaddrinfo = lambda *_, **__: time.sleep(60)\n"
+        "try:\n    HttpClient('http://dead.test', None, SystemClock()).post('/', {}, b'', 0.1)\n"
+        "except Exception as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=30, env={"PYTHONPATH": ":".join(sys.path)}
+    )
+    assert done.stdout == "upstream_unreachable\n", done.stderr
 
 
 def test_connecting_has_a_time_limit() -> None:

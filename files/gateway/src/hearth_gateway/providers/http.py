@@ -20,8 +20,8 @@ import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass
@@ -103,8 +103,6 @@ def tls_context(ca_file: str | None) -> ssl.SSLContext:
     return context
 
 
-# getaddrinfo has no timeout of its own, so it runs where it can be left behind.
-_resolver = ThreadPoolExecutor(max_workers=4, thread_name_prefix="resolve")
 _Address = tuple[int, int, int, str, tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]]
 
 
@@ -245,12 +243,67 @@ class _TlsConnection(_Connection):
         return bool(self.sock.pending()) or bool(self._poll.poll(max(wait_s, 0) * 1000))  # for `poll`, less than 0 is for ever
 
 
+class _Name:
+    """The addresses of a vendor's name. Safe to use from many threads.
+
+    ``getaddrinfo`` has no timeout and cannot be interrupted, so it runs in a thread that can be left behind. There is
+    one at a time for each vendor, and all who wait share what it finds: a name server that is silent keeps nobody from
+    another vendor, and does not pile up threads.
+    """
+
+    def __init__(self, origin: _Origin, clock: Clock) -> None:
+        self._origin = origin
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._running: Future[Sequence[_Address]] | None = None
+        self._since = 0.0
+        self._known: Sequence[_Address] = ()  # what was found last
+
+    def addresses(self, wait_s: float) -> Sequence[_Address]:
+        """At least one. When nothing is found in time it is what was found last: a vendor seldom moves while its name
+        server is down. Raises ``GatewayError``."""
+        with self._lock:
+            if self._running is None:
+                found: Future[Sequence[_Address]] = Future()
+                # A daemon: a look-up that hangs must not keep the process from its end.
+                threading.Thread(target=self._look_up, args=(found,), name="resolve", daemon=True).start()
+                self._running = found
+                self._since = self._clock.monotonic()
+            running, since, known = self._running, self._since, self._known
+        if known:
+            # Half of the time is for connecting to these. Who comes while it hangs need not wait for it anew.
+            wait_s = max(since + wait_s / 2 - self._clock.monotonic(), 0.0)
+        try:
+            addresses = running.result(wait_s)
+        except FutureTimeoutError:
+            if known:
+                return known
+            raise unreachable("looking up its name took too long") from None
+        if not addresses:
+            raise unreachable("its name is not known")
+        return addresses
+
+    def _look_up(self, result: Future[Sequence[_Address]]) -> None:
+        found: Sequence[_Address] = ()
+        try:
+            found = socket.getaddrinfo(self._origin.host, self._origin.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+                found = self._known  # no name server answered: as good as late
+        finally:
+            with self._lock:
+                self._known = found or self._known
+                self._running = None
+            result.set_result(found)
+
+
 class HttpClient:
     """Connections to one vendor, kept open between requests. Safe to use from many threads."""
 
     def __init__(self, base_url: str, ca_file: str | None, clock: Clock) -> None:
         self._origin = _Origin.parse(base_url)
         self._fixed_headers = f"host: {self._origin.host_header}\r\naccept-encoding: identity\r\n"
+        self._name = _Name(self._origin, clock)
         self._tls = tls_context(ca_file) if self._origin.scheme == "https" else None
         self.clock = clock
         self._pool: deque[_Connection] = deque()
@@ -293,7 +346,7 @@ class HttpClient:
 
     def connect(self, connect_s: float) -> _Connection:
         deadline = self.clock.monotonic() + connect_s
-        addresses = self._resolve(connect_s)
+        addresses = self._name.addresses(connect_s)
         problem = "the connection was refused"
         for position, (family, kind, protocol, _, address) in enumerate(addresses):
             left = deadline - self.clock.monotonic()
@@ -320,21 +373,6 @@ class HttpClient:
                 problem = "the connection was refused"
             sock.close()
         raise unreachable(problem)
-
-    def _resolve(self, connect_s: float) -> list[_Address]:
-        future: Future[list[_Address]] = _resolver.submit(
-            socket.getaddrinfo,  # type: ignore[arg-type]
-            self._origin.host,
-            self._origin.port,
-            type=socket.SOCK_STREAM,
-        )
-        try:
-            return future.result(connect_s)
-        except FutureTimeoutError:
-            future.cancel()
-            raise unreachable("looking up its name took too long") from None
-        except OSError:
-            raise unreachable("its name is not known") from None
 
 
 class _Pending:
