@@ -20,7 +20,12 @@ HOUSE = "house-token-0123456789abcdef"
 PROXY = "proxy-token-0123456789abcdef"
 
 _TOOL = {"name": "weather", "description": "d", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}
-_CALL = {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
+
+
+def _call(arguments: str) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}
+
+
 _PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
 _TURNS: list[Any] = [
     {"role": "system", "content": "Be brief."},
@@ -28,7 +33,7 @@ _TURNS: list[Any] = [
         "role": "user",
         "content": [{"type": "text", "text": "Hi"}, {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{_PNG}"}}],
     },
-    {"role": "assistant", "content": "Hello", "tool_calls": [_CALL]},
+    {"role": "assistant", "content": "Hello", "tool_calls": [_call('{"city": "Ulm"}')]},
     {"role": "tool", "tool_call_id": "c1", "content": "rain"},
     {"role": "user", "content": "And now?"},
 ]
@@ -47,6 +52,19 @@ _BLOCKS: list[Any] = [
     },
     {"role": "user", "content": [{"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": _PNG}}]},
 ]
+
+
+def _nested(levels: int) -> Any:
+    value: Any = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
+# In the place of this text comes JSON of some hundred levels, once the request is bytes: Python's own recursion
+# would not let the mutator handle it.
+_DEEP = "(deep)"
+_DEPTHS = (150, 200, 201, 254, 255, 260, 500, 1000, 1024, 1025)
 # (path, body): requests that are right, as the starting point of those that are not.
 CORPUS: list[tuple[str, Any]] = [
     ("/v1/chat/completions", {"model": "sonnet", "messages": [{"role": "user", "content": "Hi"}]}),
@@ -93,8 +111,35 @@ CORPUS: list[tuple[str, Any]] = [
         },
     ),
     ("/v1/messages", {"model": "other", "max_tokens": 5, "messages": _BLOCKS}),
+    (
+        "/v1/chat/completions",
+        {
+            "model": "sonnet",
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral", "x": _nested(50)}}]},
+                {"role": "assistant", "content": None, "tool_calls": [_call(json.dumps(_nested(190)))]},
+                {"role": "tool", "tool_call_id": "c1", "content": "rain"},
+            ],
+            "tools": [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "default": _nested(190)}}}],
+            "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"default": _nested(190)}}},
+        },
+    ),
+    (
+        "/v1/messages",
+        {
+            "model": "other",
+            "max_tokens": 5,
+            "messages": [
+                {"role": "user", "content": "Hi"},
+                {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "weather", "input": _nested(190)}]},
+                {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "rain"}]},
+            ],
+            "tools": [{"name": "weather", "input_schema": {"type": "object", "default": _nested(190)}}],
+        },
+    ),
     ("/v1/embeddings", {"model": "embed", "input": ["a", "b"], "encoding_format": "float", "dimensions": 3}),
     ("/v1/images/generations", {"model": "draw", "prompt": "a cat", "n": 1, "size": "1024x1024"}),
+    ("/v1/images/generations", {"model": "draw", "prompt": "a cat", "output_compression": 50}),
     ("/v1/models", None),
     ("/v1/models/sonnet", None),
     ("/api/me", None),
@@ -160,6 +205,9 @@ _STRANGE: list[Any] = [
     ["x"] * 300,
     {"type": "function"},
     {"$ref": "#"},
+    "[" * 260 + "]" * 260,
+    '{"a":' * 260 + "1" + "}" * 260,
+    *[_DEEP] * 4,
 ]
 
 
@@ -186,7 +234,7 @@ class Mutator:
             value = copy.deepcopy(value)
             for _ in range(chance.choice((0, 1, 1, 1, 2, 3, 8))):
                 value = self._mutated(value)
-            body = json.dumps(value).encode()
+            body = json.dumps(value).encode().replace(json.dumps(_DEEP).encode(), self._deep())
             if chance.random() < 0.15:
                 body = self._broken(body)
             if chance.random() < 0.002:
@@ -244,6 +292,11 @@ class Mutator:
             else:
                 del data[place:]
         return bytes(data)
+
+    def _deep(self) -> bytes:
+        levels = self.chance.choice(_DEPTHS)
+        head, tail = self.chance.choice(((b"[", b"]"), (b'{"a":', b"}")))
+        return head * levels + b"1" + tail * levels
 
     def _path(self, path: str) -> str:
         chance = self.chance

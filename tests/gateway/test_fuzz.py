@@ -127,6 +127,78 @@ def test_what_is_sent_unchanged_is_right(application: Application) -> None:
         assert status == 200, (path, body)
 
 
+def nested(levels: int) -> str:
+    return '{"a":' * levels + "1" + "}" * levels
+
+
+def deep_requests(model: str, levels: int) -> list[tuple[str, str]]:
+    """Requests with a value of that many levels, in all places that are carried verbatim."""
+    value = nested(levels)
+    chat, message = f'"model":"{model}"', f'"model":"{model}","max_tokens":9'
+    hi = '{"role":"user","content":"Hi"}'
+    cached = f'{{"role":"user","content":[{{"type":"text","text":"Hi","cache_control":{value}}}]}}'
+    used = f'{{"role":"assistant","content":[{{"type":"tool_use","id":"c","name":"t","input":{value}}}]}}'
+    result = '{"role":"user","content":[{"type":"tool_result","tool_use_id":"c","content":"r"}]}'
+    return [
+        ("/v1/chat/completions", f'{{{chat},"messages":[{cached}]}}'),
+        (
+            "/v1/chat/completions",
+            f'{{{chat},"messages":[{hi}],"tools":[{{"type":"function","function":{{"name":"t","parameters":{value}}}}}]}}',
+        ),
+        (
+            "/v1/chat/completions",
+            f'{{{chat},"messages":[{hi}],"response_format":{{"type":"json_schema","json_schema":{{"name":"x","schema":{value}}}}}}}',
+        ),
+        ("/v1/messages", f'{{{message},"messages":[{cached}]}}'),
+        ("/v1/messages", f'{{{message},"messages":[{hi},{used},{result}]}}'),
+        ("/v1/messages", f'{{{message},"messages":[{hi}],"tools":[{{"name":"t","input_schema":{value}}}]}}'),
+        ("/v1/messages", f'{{{message},"messages":[{hi}],"output_config":{{"format":{{"type":"json_schema","schema":{value}}}}}}}'),
+    ]
+
+
+def post(application: Application, path: str, body: str) -> tuple[int, bytes]:
+    headers = (("x-api-key", TOKEN), ("Content-Type", "application/json"))
+    return run(application.app, Request("POST", path, headers, body.encode()))
+
+
+@pytest.mark.parametrize("model", ["sonnet", "other"])
+def test_what_is_nested_too_deeply_is_refused_with_its_reason(application: Application, model: str) -> None:
+    """orjson reads deeper than it writes: such a request was ours to refuse and ended in a 500."""
+    FuzzVendor.chance = None
+    for path, body in deep_requests(model, 190):
+        assert post(application, path, body)[0] == 200, body[:200]
+    for levels in (201, 240, 260, 1000):
+        for path, body in deep_requests(model, levels):
+            status, answer = post(application, path, body)
+            assert status == 400 and "nested too deeply" in json.loads(answer)["error"]["message"], (levels, body[:200], answer)
+    for path in ("/v1/embeddings", "/v1/images/generations"):
+        assert post(application, path, f'{{"model":"embed","prompt":"x","input":{nested(260)}}}')[0] == 400
+
+
+@pytest.mark.parametrize("model", ["sonnet", "other"])
+@pytest.mark.parametrize("levels", [240, 260, 1000, 1100])
+def test_arguments_nested_too_deeply_end_no_conversation(application: Application, model: str, levels: int) -> None:
+    """A model made them, as it may make broken JSON: they are carried as text."""
+    FuzzVendor.chance = None
+    call = {"id": "c", "type": "function", "function": {"name": "t", "arguments": nested(levels)}}
+    turns = [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "r"},
+    ]
+    assert post(application, "/v1/chat/completions", json.dumps({"model": model, "messages": turns}))[0] == 200
+
+
+@pytest.mark.parametrize("value", ["50", True, 1.5, [50]])
+def test_a_number_that_is_none_is_refused_by_its_name(application: Application, value: object) -> None:
+    FuzzVendor.chance = None
+    body = {"model": "draw", "prompt": "x", "output_compression": value}
+    status, answer = post(application, "/v1/images/generations", json.dumps(body))
+    assert status == 400
+    assert json.loads(answer)["error"]["param"] == "output_compression"
+    assert json.loads(answer)["error"]["message"] == "`output_compression` must be a whole number."
+
+
 # --- over the socket ---------------------------------------------------------------------------------
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 import pytest
 
 from hearth_gateway.errors import GatewayError, Kind
@@ -232,6 +233,12 @@ def test_stop_reasons(end: End, reason: str) -> None:
 def test_broken_arguments_do_not_lose_the_answer() -> None:
     content = collected(ToolStart(0, "t", "a"), ToolArguments(0, '{"x"'), End("tool_calls"))["content"]
     assert content[0]["input"] == {"invalid_json": '{"x"'}
+
+
+def test_arguments_too_deep_to_be_written_do_not_lose_the_answer() -> None:
+    deep = '{"a":' * 260 + "1" + "}" * 260
+    message = collected(ToolStart(0, "c1", "weather"), ToolArguments(0, deep), End("tool_calls"))
+    assert json.loads(orjson.dumps(message))["content"][0]["input"] == {"invalid_json": deep}
 
 
 def test_heartbeats_are_pings_only_once_the_message_has_begun() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from hearth_gateway.errors import InvalidRequestError
 from hearth_gateway.translate.anthropic_request import AnthropicRequest, build_messages_request
+from hearth_gateway.translate.fields import MAX_DEPTH, TooDeepError, json_bytes, parsed_json
 from hearth_gateway.translate.history import START_OF_CONVERSATION
 from hearth_gateway.translate.openai_request import parse_chat_request
 
@@ -310,6 +311,7 @@ def test_t16_t20_t21_nothing_unknown_reaches_the_vendor() -> None:
     ("fields", "param"),
     [
         ({"n": 2}, "n"),
+        ({"n": True}, "n"),
         ({"logprobs": True}, "logprobs"),
         ({"top_logprobs": 3}, "logprobs"),
         ({"response_format": {"type": "xml"}}, "response_format.type"),
@@ -361,3 +363,29 @@ def test_t19_cache_breakpoints_have_a_limit() -> None:
 def test_a_body_that_is_no_object(value: Any) -> None:
     with pytest.raises(InvalidRequestError):
         parse_chat_request(value)
+
+
+def test_what_cannot_be_written_is_the_callers_fault_and_not_quoted() -> None:
+    deep: Json = {}
+    for _ in range(300):
+        deep = {"secret": deep}
+    with pytest.raises(InvalidRequestError) as caught:
+        json_bytes({"messages": [deep]})
+    assert "nested too deeply" in caught.value.message and "secret" not in caught.value.message
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("head", ["[", '{"a":'])
+def test_the_depth_that_is_taken_can_also_be_written(head: str) -> None:
+    def nested(levels: int) -> bytes:
+        return (head * levels + "1" + ("]" if head == "[" else "}") * levels).encode()
+
+    value: Any = parsed_json(nested(MAX_DEPTH))
+    for _ in range(10):  # what a vendor's body has around a caller's value
+        value = {"x": value}
+    json_bytes(value)
+    with pytest.raises(TooDeepError):
+        parsed_json(nested(MAX_DEPTH + 1))
+    # Brackets in a string are no levels, and many neighbours are not deep.
+    assert parsed_json(b'{"a":"' + b"[" * 500 + b'"}') == {"a": "[" * 500}
+    assert len(parsed_json(b"[" + b",".join([b"{}"] * 500) + b"]")) == 500

@@ -20,6 +20,7 @@ from hearth_gateway.core.lifecycle import Uploads
 from hearth_gateway.errors import GatewayError, InvalidRequestError, Kind
 from hearth_gateway.telemetry.log import Log
 from hearth_gateway.translate.events import Event, Idle
+from hearth_gateway.translate.fields import MAX_DEPTH, TooDeepError, parsed_json
 from hearth_gateway.translate.model import ChatRequest
 
 _STREAM_HEADERS = {
@@ -186,7 +187,9 @@ def json_body(max_bytes: int) -> Any:
     if len(body) > max_bytes:
         raise GatewayError(Kind.BODY_TOO_LARGE, "The request body is too large.")
     try:
-        return orjson.loads(body)
+        return parsed_json(body)
+    except TooDeepError:
+        raise InvalidRequestError(f"The request body is nested too deeply: {MAX_DEPTH} levels are allowed.") from None
     except orjson.JSONDecodeError:
         # `from None`: the exception carries the body.
         raise InvalidRequestError("The request body is not valid JSON.") from None

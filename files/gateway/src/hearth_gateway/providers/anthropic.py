@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-import orjson
-
 from hearth_gateway.providers.base import Call
 from hearth_gateway.providers.http import Transport
 from hearth_gateway.providers.streaming import answer
 from hearth_gateway.translate.anthropic_request import build_messages_request
 from hearth_gateway.translate.anthropic_response import MessageReader, error_from_status
 from hearth_gateway.translate.events import Event
+from hearth_gateway.translate.fields import json_bytes
 from hearth_gateway.translate.traits import ModelTraits, anthropic_traits
 
 # Not the newest, 2026-10-21: that one refuses `temperature` and `top_p`, also for the models that
@@ -50,5 +49,5 @@ class AnthropicProvider:
         built = build_messages_request(call.request, call.model, call.max_output_tokens, traits=traits, user=call.user)
         call.adjusted(built.adjusted)
         headers = {"x-api-key": self._api_key(), **self._headers}
-        pending = self._transport.post("/v1/messages", headers, orjson.dumps(built.body), call.connect_s)
+        pending = self._transport.post("/v1/messages", headers, json_bytes(built.body), call.connect_s)
         yield from answer(pending, call, MessageReader(built.names), error_from_status)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-import orjson
-
 from hearth_gateway.providers.base import Call
 from hearth_gateway.providers.fetch import ImageFetcher
 from hearth_gateway.providers.http import Transport
 from hearth_gateway.providers.streaming import answer, document
 from hearth_gateway.translate.endpoints import build_body, read_document
 from hearth_gateway.translate.events import Event
+from hearth_gateway.translate.fields import json_bytes
 from hearth_gateway.translate.model import EndpointRequest
 from hearth_gateway.translate.openai_upstream_request import Dialect, build_chat_request
 from hearth_gateway.translate.openai_upstream_response import ChatReader, error_from_status
@@ -76,7 +75,7 @@ class OpenAICompatibleProvider:
         )
         call.adjusted(built.adjusted)
         headers = self._headers_for("text/event-stream")
-        pending = self._transport.post("/v1/chat/completions", headers, orjson.dumps(built.body), call.connect_s)
+        pending = self._transport.post("/v1/chat/completions", headers, json_bytes(built.body), call.connect_s)
         yield from answer(pending, call, ChatReader(built.names, self._options.usage_includes_cache), error_from_status)
 
     def _headers_for(self, accept: str) -> dict[str, str]:
@@ -86,6 +85,6 @@ class OpenAICompatibleProvider:
         return headers
 
     def _endpoint(self, call: Call, request: EndpointRequest) -> Iterator[Event]:
-        body = orjson.dumps(build_body(request, call.model, call.user))
+        body = json_bytes(build_body(request, call.model, call.user))
         pending = self._transport.post(request.path, self._headers_for("application/json"), body, call.connect_s)
         yield from read_document(request, (yield from document(pending, call, error_from_status)))

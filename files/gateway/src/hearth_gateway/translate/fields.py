@@ -17,7 +17,11 @@ from hearth_gateway.translate.model import ChatRequest, SystemPart, TextPart, To
 _T = TypeVar("_T")
 
 MAX_CACHE_BREAKPOINTS = 4  # Anthropic's limit
-_JSON_NAMES: dict[type, str] = {bool: "true or false", str: "a string", dict: "an object", list: "an array"}
+# Levels of objects and arrays in what a caller sends. The parser takes 1024 but the writer 254, and what a vendor
+# gets has a few more around them.
+MAX_DEPTH = 200
+_JSON_NAMES: dict[type, str] = {bool: "true or false", int: "a whole number", str: "a string", dict: "an object", list: "an array"}
+_CONTAINERS = frozenset({dict, list})
 
 
 def model_name(value: Any) -> str:
@@ -31,7 +35,7 @@ def optional(body: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
     value = body.get(name)
     if value is None:
         return None
-    if not isinstance(value, kind):
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise InvalidRequestError(f"`{name}` must be {_JSON_NAMES[kind]}.", name)
     return value
 
@@ -72,13 +76,45 @@ def part_list(content: Any, param: str) -> list[dict[str, Any]]:
     return content
 
 
+def parsed_json(text: bytes | str) -> Any:
+    """The value of JSON from outside. Raises ``orjson.JSONDecodeError``, ``TooDeepError``."""
+    value = orjson.loads(text)
+    # A short text has no room for that many brackets.
+    if len(text) > 2 * MAX_DEPTH and _is_too_deep(value):
+        raise TooDeepError
+    return value
+
+
+class TooDeepError(Exception):
+    """JSON of more than ``MAX_DEPTH`` levels."""
+
+
+def _is_too_deep(value: Any) -> bool:
+    """Level by level: this looks at containers only, which costs less than counting brackets, and needs no recursion."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for node in level for inner in (node.values() if type(node) is dict else node) if type(inner) in _CONTAINERS]
+        if not level:
+            return False
+    return True
+
+
+def json_bytes(body: Any) -> bytes:
+    """The JSON of a vendor's request. Raises ``InvalidRequestError``."""
+    try:
+        return orjson.dumps(body)
+    except orjson.JSONEncodeError:
+        # What we add can be written: so it is the caller's part. `from None`: the exception may hold some of it.
+        raise InvalidRequestError("The request holds JSON that no provider can be given, such as one nested too deeply.") from None
+
+
 def arguments_object(text: str) -> dict[str, Any]:
     """The JSON arguments of a tool call. A model may have produced broken JSON: that must not end the conversation."""
     if not text.strip():
         return {}
     try:
-        parsed = orjson.loads(text)
-    except orjson.JSONDecodeError:
+        parsed = parsed_json(text)
+    except (orjson.JSONDecodeError, TooDeepError):
         return {"invalid_json": text}
     return parsed if isinstance(parsed, dict) else {"value": parsed}
 

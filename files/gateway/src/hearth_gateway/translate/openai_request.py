@@ -127,7 +127,7 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
     for name in body:
         if name in _REFUSED and body[name] is not None:
             raise InvalidRequestError(_REFUSED[name], name)
-    if body.get("n") not in (None, 1):
+    if body.get("n") not in (None, 1) or body.get("n") is True:
         raise InvalidRequestError("Only `n` = 1 is supported: one answer per request.", "n")
     if body.get("logprobs") or body.get("top_logprobs"):
         raise InvalidRequestError("Log probabilities are not supported.", "logprobs")

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import orjson
-
 from hearth_gateway.records import record
+from hearth_gateway.translate.fields import json_bytes
 from hearth_gateway.translate.history import (
     ToolNames,
     answers_unsigned_calls,
@@ -224,7 +223,7 @@ class _Builder:
             {
                 "id": safe_id(part.id),
                 "type": "function",
-                "function": {"name": self._names[part.name], "arguments": orjson.dumps(part.arguments).decode()},
+                "function": {"name": self._names[part.name], "arguments": json_bytes(part.arguments).decode()},
             }
             for part in turn.parts
             if isinstance(part, ToolUse)
