@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 import yaml
-from bad_servers import Gate, Tls, dripping_head, event_stream, not_accepting, refusing
+from bad_servers import Gate, Script, Tls, dripping_head, event_stream, not_accepting, refusing
 from gateway_support import API_KEY, BREAKER_PAUSE_S, SOURCE, TOKEN, Gateway, Mock, wait_for
 
 HELLO = [{"role": "user", "content": "Hello, dear friends"}]
@@ -207,6 +207,22 @@ def test_what_is_wrong_with_the_request_goes_nowhere_else(pair: Gateway, second_
         answer = ask(pair, f"f-{scenario}")
         assert (answer.status, answer.served) == (status, ("anthropic", "1", None))
     assert second_vendor.asked() == before
+
+
+@pytest.mark.parametrize("in_stream", [False, True], ids=["status", "event"])
+def test_an_account_without_money_is_passed_over(own: Make, second_vendor: Mock, in_stream: bool) -> None:
+    """Anthropic says it with a 400 and the type of a broken request, and says it to everybody until somebody pays."""
+    words = b"Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."
+    error = b'{"type":"error","error":{"type":"invalid_request_error","message":"%b"}}' % words
+    head = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
+    with event_stream(b"event: error\ndata: " + error + b"\n\n") if in_stream else Script(head % len(error) + error) as server:
+        gateway = own(vendor_url=server.url, second_url=second_vendor.url)
+        answer = ask(gateway, "f-normal")
+        assert (answer.status, answer.text) == (200, ECHO)
+        assert answer.served == ("litellm", "2", "anthropic=upstream_auth")
+        alone = ask(gateway, "x-normal")
+        assert (alone.status, alone.json["error"]["code"]) == (502, "upstream_auth")
+        assert b"credit" not in alone.body and b"Billing" not in alone.body
 
 
 def test_a_body_of_ten_megabytes_goes_on_too(pair: Gateway, second_vendor: Mock) -> None:

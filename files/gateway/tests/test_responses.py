@@ -298,3 +298,25 @@ def test_error_statuses(status: int, vendor: str | None, retry_after: str | None
     assert (error.kind, error.kind.spec.status, error.retry_after_s) == (kind, ours, seconds)
     # Only the fault of the request is told in the vendor's words (and redacted later, in the core).
     assert ("words" in error.message) == (kind is Kind.UPSTREAM_INVALID_REQUEST)
+
+
+EMPTY_BALANCE = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."
+OWN_LIMIT = "You have reached your specified API usage limits. You will regain access on 2026-12-01 at 00:00 UTC."
+
+
+@pytest.mark.parametrize("words", [EMPTY_BALANCE, OWN_LIMIT])
+def test_an_account_without_money_is_no_fault_of_the_request(words: str) -> None:
+    """The vendor calls it an invalid request; another provider has money."""
+    event = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+    error = error_from_status(400, json.dumps(event).encode(), None)
+    with pytest.raises(GatewayError) as caught:
+        MessageReader({}).read(json.dumps(event).encode())
+    for found in (error, caught.value):
+        assert found.kind is Kind.UPSTREAM_AUTH and found.kind.spec.fails_over
+        assert "credit" not in found.message and "limits" not in found.message
+
+
+def test_the_words_about_money_inside_another_message_mean_nothing() -> None:
+    words = f"messages.0.content: unexpected value `{EMPTY_BALANCE}`"
+    body = {"type": "error", "error": {"type": "invalid_request_error", "message": words}}
+    assert error_from_status(400, json.dumps(body).encode(), None).kind is Kind.UPSTREAM_INVALID_REQUEST

@@ -48,6 +48,18 @@ _ERROR_KINDS: dict[str, Kind] = {
     "timeout_error": Kind.UPSTREAM_TIMEOUT,
     "api_error": Kind.UPSTREAM_ERROR,
 }
+# Our account's prepaid money is used up, or the limit that its owner set: every request gets the same answer, which is
+# a 400 of the type for broken requests. Only the words tell it. Seen in anthropics/claude-code issues 66314 and 38035.
+_OUT_OF_MONEY = ("Your credit balance is too low", "You have reached your specified API usage limits")
+
+
+def _kind_of(error: dict[str, Any]) -> Kind | None:
+    """The kind of an error object; None for a type that nobody here has heard of."""
+    kind, message = _ERROR_KINDS.get(error["type"]), error.get("message")
+    # At its beginning: further on, a message may quote the request, and nobody's words may close this account for all.
+    if kind is Kind.UPSTREAM_INVALID_REQUEST and isinstance(message, str) and message.startswith(_OUT_OF_MONEY):
+        return Kind.UPSTREAM_AUTH
+    return kind
 
 
 def error_from_status(status: int, body: bytes, retry_after: str | None) -> GatewayError:
@@ -55,8 +67,8 @@ def error_from_status(status: int, body: bytes, retry_after: str | None) -> Gate
     kind, detail = None, None
     try:
         error = orjson.loads(body)["error"]
-        kind, detail = _ERROR_KINDS.get(error["type"]), error["message"]
-    except (orjson.JSONDecodeError, KeyError, TypeError):
+        kind, detail = _kind_of(error), error.get("message")
+    except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         pass  # a proxy's HTML page, or nothing: the status has to do
     return vendor_error(kind or kind_of_status(status), detail, retry_after_seconds(retry_after))
 
@@ -97,7 +109,7 @@ class MessageReader:
                 return [self._end()]
             if kind == "error":
                 error = message["error"]
-                raise vendor_error(_ERROR_KINDS.get(error["type"], Kind.UPSTREAM_ERROR), error.get("message"))
+                raise vendor_error(_kind_of(error) or Kind.UPSTREAM_ERROR, error.get("message"))
         except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
             # `from None`: the exception's text holds the data that could not be parsed.
             raise protocol_error() from None
