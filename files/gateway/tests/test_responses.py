@@ -9,7 +9,19 @@ import pytest
 
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate.anthropic_response import MessageReader, error_from_status, finish_reason
-from hearth_gateway.translate.events import End, Event, Text, Thinking, ToolArguments, ToolStart, Usage
+from hearth_gateway.translate.events import (
+    ALIVE,
+    BEGUN,
+    End,
+    Event,
+    Text,
+    Thinking,
+    ThinkingEnd,
+    ToolArguments,
+    ToolStart,
+    Usage,
+    is_content,
+)
 from hearth_gateway.translate.openai_response import ChunkEncoder, Collector, encode_error, usage_object
 
 Json = dict[str, Any]
@@ -298,6 +310,14 @@ def test_error_statuses(status: int, vendor: str | None, retry_after: str | None
     assert (error.kind, error.kind.spec.status, error.retry_after_s) == (kind, ours, seconds)
     # Only the fault of the request is told in the vendor's words (and redacted later, in the core).
     assert ("words" in error.message) == (kind is Kind.UPSTREAM_INVALID_REQUEST)
+
+
+def test_t23_reasoning_without_its_words_shows_that_the_answer_has_begun() -> None:
+    """All that comes before the signature are pings, and those alone come from a vendor with a queue as well."""
+    stream = [start(input_tokens=1), {"type": "ping"}, block(0, type="thinking", thinking=""), {"type": "ping"}]
+    hidden = read([*stream, delta(0, type="signature_delta", signature="c2ln"), stop(0)])
+    assert hidden[1:] == [ALIVE, BEGUN, ALIVE, ALIVE, ThinkingEnd("c2ln")]
+    assert not ALIVE.begun and not is_content(BEGUN), "another provider may still take over"
 
 
 EMPTY_BALANCE = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."

@@ -108,7 +108,8 @@ def _add_reasoning(body: dict[str, Any], request: ChatRequest, turns: list[Turn]
         if level != effort:
             adjusted.append("reasoning_effort")
         if not forced:  # a forced call leaves no room for reasoning
-            body["thinking"] = {"type": "adaptive"}
+            # Since Opus 4.7 the vendor shows no reasoning by itself, and OpenAI's clients cannot ask for it otherwise.
+            body["thinking"] = {"type": "adaptive", "display": "summarized"}
         return
     # Half of the answer at most: reasoning counts as output, and something has to be said as well.
     budget = min(_BUDGETS[effort], body["max_tokens"] // 2)
