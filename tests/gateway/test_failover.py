@@ -7,6 +7,7 @@ which only ever adds; so the best of a few tries must keep the limit, against a 
 from __future__ import annotations
 
 import contextlib
+import email.utils
 import http.client
 import json
 import socket
@@ -325,6 +326,19 @@ def test_when_all_are_limited_the_soonest_is_told_and_nobody_is_asked(own: Make,
     ready = get(gateway.url + "/readyz")
     assert (ready.status, ready.json["checks"]["providers"]) == (503, "open")
     wait_for(lambda: get(gateway.url + "/readyz").status == 200, "a time when somebody may be asked again")
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "litellm"])
+def test_a_date_to_retry_after_is_told_in_seconds_and_kept(own: Make, provider: str) -> None:
+    date = email.utils.formatdate(time.time() + 100, usegmt=True).encode()
+    reply = b"HTTP/1.1 429 Too Many Requests\r\nretry-after: %b\r\nconnection: close\r\ncontent-length: 0\r\n\r\n" % date
+    with Script(reply) as server:
+        gateway = with_models(own(vendor_url=server.url, second_url=server.url, breaker=STRICT, start=False), one=[(provider, "normal")])
+        limited, turned_away = ask(gateway, "one"), ask(gateway, "one")
+        assert (limited.status, turned_away.status) == (429, 503)
+        for answer in (limited, turned_away):
+            assert 80 <= int(answer.headers["retry-after"]) <= 100
+        assert server.connections == 1, "the breaker waits as long"
 
 
 def get(url: str) -> Answer:

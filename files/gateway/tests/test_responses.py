@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from hearth_gateway.errors import GatewayError, Kind
+from hearth_gateway.translate import openai_upstream_response
 from hearth_gateway.translate.anthropic_response import MessageReader, error_from_status, finish_reason
 from hearth_gateway.translate.events import (
     ALIVE,
@@ -318,6 +319,31 @@ def test_t23_reasoning_without_its_words_shows_that_the_answer_has_begun() -> No
     hidden = read([*stream, delta(0, type="signature_delta", signature="c2ln"), stop(0)])
     assert hidden[1:] == [ALIVE, BEGUN, ALIVE, ALIVE, ThinkingEnd("c2ln")]
     assert not ALIVE.begun and not is_content(BEGUN), "another provider may still take over"
+
+
+@pytest.mark.parametrize("read_error", [error_from_status, openai_upstream_response.error_from_status])
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("Sun, 22 Nov 2026 12:00:30 GMT", 30),
+        ("Sun, 22 Nov 2026 12:00:30 -0000", 30),
+        ("Sun, 22 Nov 2026 13:00:30 +0100", 30),
+        ("Sunday, 22-Nov-26 12:00:30 GMT", 30),
+        ("Mon, 23 Nov 2026 12:00:00 GMT", 3600),
+        ("Sun, 22 Nov 2026 11:59:59 GMT", 0),
+        ("Sun, 22 Nov 2026", None),
+        ("Sun, 99 Nov 2026 12:00:30 GMT", None),
+        ("Sun, 22 Nov 99999999999999999999 12:00:30 GMT", None),
+        ("Sun, 22 Nov 2026 12:00:30 +99999999999999999999", None),
+        ("soon", None),
+        ("", None),
+        ("nan", None),
+        ("-5", None),
+    ],
+)
+def test_a_retry_after_may_be_a_date(read_error: Any, header: str, seconds: int | None) -> None:
+    now = 1795348799.5  # 2026-11-22 11:59:59.5; part of a second more is waited, not less
+    assert read_error(429, b"{}", header, lambda: now + 0.5).retry_after_s == seconds
 
 
 EMPTY_BALANCE = "Your credit balance is too low to access the Anthropic API. Please go to Plans & Billing to upgrade or purchase credits."

@@ -330,11 +330,11 @@ def _provider(item: ProviderConfig, config: Config, key: KeyFile | None, clock: 
     }.__getitem__
     if isinstance(item, AnthropicProviderConfig):
         assert key is not None, "the configuration asks for one"  # noqa: S101
-        return AnthropicProvider(item.name, key.value, connection, traits)
+        return AnthropicProvider(item.name, key.value, connection, traits, clock.time)
     dialect = Dialect(item.max_tokens_field, item.litellm_extensions)
     options = Options(dialect, item.usage_includes_cache)
     fetcher = ImageFetcher(clock) if item.fetch_images else None
-    return OpenAICompatibleProvider(item.name, key.value if key else None, connection, options, traits, fetcher)
+    return OpenAICompatibleProvider(item.name, key.value if key else None, connection, options, traits, fetcher, clock.time)
 
 
 def _traits(provider: AnthropicProviderConfig | OpenAIProviderConfig, target: TargetConfig) -> ModelTraits:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
+from hearth_gateway.clock import SystemClock
 from hearth_gateway.providers.base import Call
 from hearth_gateway.providers.fetch import ImageFetcher
 from hearth_gateway.providers.http import Transport
@@ -16,6 +18,7 @@ from hearth_gateway.translate.model import EndpointRequest
 from hearth_gateway.translate.openai_upstream_request import Dialect, build_chat_request
 from hearth_gateway.translate.openai_upstream_response import ChatReader, error_from_status
 from hearth_gateway.translate.traits import OPENAI, ModelTraits
+from hearth_gateway.translate.vendor_errors import Now
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class OpenAICompatibleProvider:
         options: Options = Options(),
         traits: Callable[[str], ModelTraits] = lambda _model: OPENAI,
         fetcher: ImageFetcher | None = None,
+        now: Now = SystemClock.time,
     ) -> None:
         self._name = name
         self._transport = transport
@@ -50,6 +54,7 @@ class OpenAICompatibleProvider:
         self._fetcher = fetcher
         self._headers = {"content-type": "application/json", "user-agent": "hearth-gateway"}
         self._api_key = api_key
+        self._error = partial(error_from_status, now=now)
 
     @property
     def name(self) -> str:
@@ -76,7 +81,7 @@ class OpenAICompatibleProvider:
         call.adjusted(built.adjusted)
         headers = self._headers_for("text/event-stream")
         pending = self._transport.post("/v1/chat/completions", headers, json_bytes(built.body), call.connect_s)
-        yield from answer(pending, call, ChatReader(built.names, self._options.usage_includes_cache), error_from_status)
+        yield from answer(pending, call, ChatReader(built.names, self._options.usage_includes_cache), self._error)
 
     def _headers_for(self, accept: str) -> dict[str, str]:
         headers = {**self._headers, "accept": accept}
@@ -87,4 +92,4 @@ class OpenAICompatibleProvider:
     def _endpoint(self, call: Call, request: EndpointRequest) -> Iterator[Event]:
         body = json_bytes(build_body(request, call.model, call.user))
         pending = self._transport.post(request.path, self._headers_for("application/json"), body, call.connect_s)
-        yield from read_document(request, (yield from document(pending, call, error_from_status)))
+        yield from read_document(request, (yield from document(pending, call, self._error)))

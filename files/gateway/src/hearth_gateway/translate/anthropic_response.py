@@ -21,7 +21,7 @@ from hearth_gateway.translate.events import (
     ToolStart,
     Usage,
 )
-from hearth_gateway.translate.vendor_errors import interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
+from hearth_gateway.translate.vendor_errors import Now, interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
 from hearth_gateway.translate.vendor_fields import count, string
 
 _STOP_REASONS: dict[str, FinishReason] = {
@@ -62,15 +62,16 @@ def _kind_of(error: dict[str, Any]) -> Kind | None:
     return kind
 
 
-def error_from_status(status: int, body: bytes, retry_after: str | None) -> GatewayError:
-    """The error for a response that is not 200. ``body`` is what arrived of it, parseable or not."""
+def error_from_status(status: int, body: bytes, retry_after: str | None, now: Now | None = None) -> GatewayError:
+    """The error for a response that is not 200. ``body`` is what arrived of it, parseable or not. Without
+    ``now`` a Retry-After that is a date says nothing."""
     kind, detail = None, None
     try:
         error = orjson.loads(body)["error"]
         kind, detail = _kind_of(error), error.get("message")
     except (orjson.JSONDecodeError, KeyError, TypeError, AttributeError):
         pass  # a proxy's HTML page, or nothing: the status has to do
-    return vendor_error(kind or kind_of_status(status), detail, retry_after_seconds(retry_after))
+    return vendor_error(kind or kind_of_status(status), detail, retry_after_seconds(retry_after, now))
 
 
 class MessageReader:

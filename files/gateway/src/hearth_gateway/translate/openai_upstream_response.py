@@ -24,7 +24,7 @@ from hearth_gateway.translate.events import (
     ToolStart,
     Usage,
 )
-from hearth_gateway.translate.vendor_errors import interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
+from hearth_gateway.translate.vendor_errors import Now, interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
 from hearth_gateway.translate.vendor_fields import count, string
 
 _FINISH_REASONS: dict[str, FinishReason] = {
@@ -55,8 +55,9 @@ _OUT_OF_MONEY = frozenset({"insufficient_quota", "billing_hard_limit_reached", "
 _MALFORMED = (orjson.JSONDecodeError, KeyError, TypeError, AttributeError, IndexError)
 
 
-def error_from_status(status: int, body: bytes, retry_after: str | None) -> GatewayError:
-    """The error for a response that is not 200. ``body`` is what arrived of it, parseable or not."""
+def error_from_status(status: int, body: bytes, retry_after: str | None, now: Now | None = None) -> GatewayError:
+    """The error for a response that is not 200. ``body`` is what arrived of it, parseable or not. Without
+    ``now`` a Retry-After that is a date says nothing."""
     detail = None
     kind = kind_of_status(status)
     try:
@@ -66,7 +67,7 @@ def error_from_status(status: int, body: bytes, retry_after: str | None) -> Gate
             kind = Kind.UPSTREAM_AUTH
     except _MALFORMED:
         pass  # a proxy's HTML page, or nothing: the status has to do
-    return vendor_error(kind, detail, retry_after_seconds(retry_after))
+    return vendor_error(kind, detail, retry_after_seconds(retry_after, now))
 
 
 def _stream_error(error: Any) -> GatewayError:

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
 from hearth_gateway.errors import GatewayError, Kind
+
+# The time, in Unix seconds.
+Now = Callable[[], float]
 
 STATUS_KINDS: dict[int, Kind] = {
     400: Kind.UPSTREAM_INVALID_REQUEST,
@@ -60,10 +67,24 @@ def interrupted() -> GatewayError:
     return GatewayError(Kind.UPSTREAM_INTERRUPTED, "The provider ended the answer before it was complete.")
 
 
-def retry_after_seconds(value: str | None) -> int | None:
-    """A Retry-After header in whole seconds. Its other form, a date, no vendor of ours sends."""
-    try:
-        seconds = float(value) if value is not None else -1.0
-    except ValueError:
+def retry_after_seconds(value: str | None, now: Now | None = None) -> int | None:
+    """A Retry-After header in whole seconds, of both its forms: a number of seconds, or a date, for which ``now``
+    is needed. None for what is neither."""
+    if value is None:
         return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = -1.0 if now is None else _seconds_until(value, now)
     return min(int(-(-seconds // 1)), _MAX_RETRY_AFTER_S) if 0 <= seconds < float("inf") else None
+
+
+def _seconds_until(date: str, now: Now) -> float:
+    """0 for a date that has passed, as one does where clocks differ; less than 0 for what is no date."""
+    try:
+        moment = parsedate_to_datetime(date)
+    except (ValueError, TypeError, OverflowError):
+        return -1.0
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, moment.timestamp() - now())
