@@ -9,6 +9,7 @@ import pytest
 
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate import openai_upstream_response
+from hearth_gateway.translate.anthropic_request import build_messages_request
 from hearth_gateway.translate.anthropic_response import MessageReader, error_from_status, finish_reason
 from hearth_gateway.translate.events import (
     ALIVE,
@@ -23,6 +24,7 @@ from hearth_gateway.translate.events import (
     Usage,
     is_content,
 )
+from hearth_gateway.translate.openai_request import parse_chat_request
 from hearth_gateway.translate.openai_response import ChunkEncoder, Collector, encode_error, usage_object
 
 Json = dict[str, Any]
@@ -319,6 +321,65 @@ def test_t23_reasoning_without_its_words_shows_that_the_answer_has_begun() -> No
     hidden = read([*stream, delta(0, type="signature_delta", signature="c2ln"), stop(0)])
     assert hidden[1:] == [ALIVE, BEGUN, ALIVE, ALIVE, ThinkingEnd("c2ln")]
     assert not ALIVE.begun and not is_content(BEGUN), "another provider may still take over"
+
+
+def piece(index: int | None, call_id: str | None, name: str | None, arguments: str) -> Json:
+    function = {"name": name, "arguments": arguments} if name is not None else {"arguments": arguments}
+    call = {"index": index, "id": call_id, "type": "function", "function": function}
+    return {"choices": [{"index": 0, "delta": {"tool_calls": [call]}, "finish_reason": None}]}
+
+
+FINISH = {"choices": [{"index": 0, "delta": {}, "finish_reason": "tool_calls"}]}
+
+
+@pytest.mark.parametrize("no_id", ["", None])
+@pytest.mark.parametrize(
+    ("pieces", "calls"),
+    [
+        ([("a", '{"x":1}'), ("b", '{"y":2}')], [("a", '{"x":1}'), ("b", '{"y":2}')]),
+        ([("a", '{"x":'), (None, "1}"), ("b", ""), (None, '{"y":2}')], [("a", '{"x":1}'), ("b", '{"y":2}')]),
+        ([("a", ""), ("b", "")], [("a", "{}"), ("b", "{}")]),
+        # Twice the same tool; and a server that repeats the name with every piece.
+        ([("a", '{"x":1}'), ("a", '{"x":2}')], [("a", '{"x":1}'), ("a", '{"x":2}')]),
+        ([("a", '{"x":{"y":1}'), ("a", "}")], [("a", '{"x":{"y":1}}')]),
+        ([("a", ""), ("a", '{"x":'), ("a", "1}")], [("a", '{"x":1}')]),
+    ],
+)
+def test_calls_without_ids_are_told_apart_and_get_ids(
+    no_id: str | None, pieces: list[tuple[str | None, str]], calls: list[tuple[str, str]]
+) -> None:
+    """All have the same index. What the client gets has ids that it can answer with."""
+    reader = openai_upstream_response.ChatReader({})
+    collector = Collector()
+    for item in [*(piece(0, no_id, name, text) for name, text in pieces), FINISH]:
+        for event in reader.read(json.dumps(item).encode()):
+            collector.add(event)
+    for event in reader.read(b"[DONE]"):
+        collector.add(event)
+    got = collector.completion("chatcmpl-1", 5, "sonnet")["choices"][0]["message"]["tool_calls"]
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in got] == calls
+    ids = [call["id"] for call in got]
+    assert len(set(ids)) == len(ids) and all(len(call_id) > 20 for call_id in ids)
+    results = [{"role": "tool", "tool_call_id": call_id, "content": "ok"} for call_id in ids]
+    messages = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": None, "tool_calls": got}, *results]
+    build_messages_request(parse_chat_request({"model": "m", "messages": messages}), "c", 10)
+
+
+def test_a_call_whose_id_comes_late_or_again_stays_one() -> None:
+    for ids in (["", "c1", "c1"], ["c1", "", None], ["c1", "c1", "c1"]):
+        reader = openai_upstream_response.ChatReader({})
+        texts = zip(ids, [("a", ""), (None, '{"x":'), (None, "1}")], strict=True)
+        events = [event for call, (name, text) in texts for event in reader.read(json.dumps(piece(0, call, name, text)).encode())]
+        assert [event for event in events if isinstance(event, ToolStart)] == events[:1], ids
+        assert "".join(event.fragment for event in events if isinstance(event, ToolArguments)) == '{"x":1}'
+
+
+def test_calls_of_a_document_without_ids_or_indices() -> None:
+    calls = [{"type": "function", "function": {"name": name, "arguments": "{}"}} for name in ("a", "a")]
+    document = {"choices": [{"message": {"role": "assistant", "content": None, "tool_calls": calls}, "finish_reason": "tool_calls"}]}
+    events = openai_upstream_response.ChatReader({}).read_whole(json.dumps(document).encode())
+    starts = [event for event in events if isinstance(event, ToolStart)]
+    assert [start.name for start in starts] == ["a", "a"] and starts[0].id and starts[0].id != starts[1].id
 
 
 @pytest.mark.parametrize("read_error", [error_from_status, openai_upstream_response.error_from_status])

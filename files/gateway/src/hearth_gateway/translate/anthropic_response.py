@@ -22,7 +22,7 @@ from hearth_gateway.translate.events import (
     Usage,
 )
 from hearth_gateway.translate.vendor_errors import Now, interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
-from hearth_gateway.translate.vendor_fields import count, string
+from hearth_gateway.translate.vendor_fields import call_id, count, string
 
 _STOP_REASONS: dict[str, FinishReason] = {
     "end_turn": "stop",
@@ -177,7 +177,7 @@ class MessageReader:
             self._block_had_arguments = False
             # `input` is always {} here; the arguments follow as deltas.
             name = string(block["name"])
-            return [ToolStart(self._tools, string(block["id"]), self._names.get(name, name))]
+            return [ToolStart(self._tools, call_id(block.get("id")), self._names.get(name, name))]
         if self._block_type == "text" and block.get("text"):
             return [Text(string(block["text"]))]
         if self._block_type == "thinking":

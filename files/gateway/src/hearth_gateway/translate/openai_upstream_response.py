@@ -25,7 +25,7 @@ from hearth_gateway.translate.events import (
     Usage,
 )
 from hearth_gateway.translate.vendor_errors import Now, interrupted, kind_of_status, protocol_error, retry_after_seconds, vendor_error
-from hearth_gateway.translate.vendor_fields import count, string
+from hearth_gateway.translate.vendor_fields import call_id, count, string
 
 _FINISH_REASONS: dict[str, FinishReason] = {
     "stop": "stop",
@@ -154,7 +154,7 @@ class ChatReader:
             if not call.fragments:
                 events.append(ToolArguments(0, "{}"))  # "" is not JSON for the client
         for index, call in enumerate(self._calls[1:], 1):
-            events.append(ToolStart(index, call.id, call.name))
+            events.append(self._start_of(index, call))
             events.append(ToolArguments(index, "".join(call.fragments) or "{}"))
         reason = _FINISH_REASONS.get(self._finish, "stop")
         # A forced call ends with "stop" at OpenAI and with "tool_calls" elsewhere.
@@ -202,10 +202,10 @@ class ChatReader:
         events: list[Event] = []
         if call is None:
             name = string(function["name"])
-            call = _Call(piece.get("index", position), string(piece["id"]), self._names.get(name, name))
+            call = _Call(_index_of(piece, position), piece.get("id") or "", call_id(piece.get("id")), name)
             self._calls.append(call)
             if len(self._calls) == 1:
-                events += [*self._close_thinking(""), ToolStart(0, call.id, call.name)]
+                events += [*self._close_thinking(""), self._start_of(0, call)]
         fragment = function.get("arguments")
         if fragment:
             call.fragments.append(string(fragment))
@@ -213,14 +213,27 @@ class ChatReader:
                 events.append(ToolArguments(0, fragment))
         return events
 
+    def _start_of(self, index: int, call: _Call) -> ToolStart:
+        return ToolStart(index, call.id, self._names.get(call.name, call.name))
+
     def _find_call(self, piece: dict[str, Any], position: int) -> _Call | None:
         """The call that ``piece`` continues, or None if it begins one. Some servers give all calls the
-        same index and tell them apart by id; some repeat the id with every piece."""
-        index, call_id = piece.get("index", position), piece.get("id")
+        same index and tell them apart by id; some give no ids either; some repeat id or name with every piece."""
+        index, given_id = _index_of(piece, position), piece.get("id") or ""
+        name = (piece.get("function") or {}).get("name")
         for call in reversed(self._calls):
-            if call.index == index and call_id in (None, "", call.id):
+            if call.index != index:
+                continue
+            if given_id and given_id == call.given_id:
                 return call
+            if not (given_id and call.given_id):
+                return None if name and call.is_over_before(name) else call
         return None
+
+
+def _index_of(piece: dict[str, Any], position: int) -> Any:
+    index = piece.get("index")
+    return position if index is None else index
 
 
 _PLAIN_DELTA = {"content", "role"}
@@ -242,13 +255,26 @@ def _plain_text(chunk: dict[str, Any]) -> str | None:
 
 
 class _Call:
-    """A tool call as it arrives."""
+    """A tool call as it arrives. ``given_id`` is the server's id, if it gave one; ``name`` as the server sees it."""
 
-    def __init__(self, index: Any, call_id: str, name: str) -> None:
+    def __init__(self, index: Any, given_id: str, call_id: str, name: str) -> None:
         self.index = index
+        self.given_id = given_id
         self.id = call_id
         self.name = name
         self.fragments: list[str] = []
+
+    def is_over_before(self, name: str) -> bool:
+        """Whether a piece with this name, and no id to tell, begins another call."""
+        if name != self.name:
+            return True
+        if not self.fragments or not self.fragments[-1].rstrip().endswith("}"):
+            return False  # the name is only repeated
+        try:
+            orjson.loads("".join(self.fragments))
+        except orjson.JSONDecodeError:
+            return False
+        return True
 
 
 class _UsageReader:

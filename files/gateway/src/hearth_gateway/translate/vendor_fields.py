@@ -5,6 +5,7 @@ Raises ``TypeError``, which the readers turn into an error without the vendor's 
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 
@@ -21,3 +22,8 @@ def count(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
         raise TypeError
     return value
+
+
+def call_id(value: Any) -> str:
+    """The id of a tool call, ours where the vendor gave none: the client has to name the call in its answer."""
+    return ("" if value is None else string(value)) or f"call_{secrets.token_hex(12)}"
