@@ -235,6 +235,12 @@ def test_broken_arguments_do_not_lose_the_answer() -> None:
     assert content[0]["input"] == {"invalid_json": '{"x"'}
 
 
+def test_numbers_of_any_length_keep_their_digits() -> None:
+    long = '{"id": 123456789012345678901234567890}'
+    message = collected(ToolStart(0, "c1", "weather"), ToolArguments(0, long[:9]), ToolArguments(0, long[9:]), End("tool_calls"))
+    assert f'"input":{long}' in orjson.dumps(message).decode()
+
+
 def test_arguments_too_deep_to_be_written_do_not_lose_the_answer() -> None:
     deep = '{"a":' * 260 + "1" + "}" * 260
     message = collected(ToolStart(0, "c1", "weather"), ToolArguments(0, deep), End("tool_calls"))

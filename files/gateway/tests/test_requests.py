@@ -17,6 +17,7 @@ from hearth_gateway.translate.anthropic_request import AnthropicRequest, build_m
 from hearth_gateway.translate.fields import MAX_DEPTH, TooDeepError, json_bytes, parsed_json
 from hearth_gateway.translate.history import START_OF_CONVERSATION
 from hearth_gateway.translate.openai_request import parse_chat_request
+from hearth_gateway.translate.openai_upstream_request import build_chat_request
 
 Json = dict[str, Any]
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 8).decode()
@@ -163,6 +164,66 @@ def test_t07_arguments_never_end_the_conversation(arguments: Any, parsed: Json) 
     assert got["messages"][1]["content"][0]["input"] == parsed
 
 
+LONG = '{"id": 123456789012345678901234567890, "amount": 0.12345678901234567890, "note": "x"}'
+
+
+def test_t07_numbers_of_any_length_keep_their_digits() -> None:
+    """Parsed, they would be 1.2345678901234568e+29: another account, another amount."""
+    turns = [
+        user(),
+        {"role": "assistant", "tool_calls": [call("c1", arguments=LONG)]},
+        {"role": "tool", "tool_call_id": "c1", "content": "x"},
+    ]
+    sent = json_bytes(body(*turns)).decode()
+    assert f'"input":{LONG}' in sent
+    request = parse_chat_request({"model": "m", "messages": turns})
+    chat = build_chat_request(request, "m", 10).body
+    assert chat["messages"][1]["tool_calls"][0]["function"]["arguments"] == LONG
+    assert LONG in request.texts(), "what a vendor may quote is known in the form that it got"
+
+
+def test_t07_arguments_go_on_to_servers_of_the_same_api_as_they_came() -> None:
+    turns = [
+        user(),
+        {"role": "assistant", "tool_calls": [call("c1", arguments='{ "a" : 1.0, "a": 2 }')]},
+        {"role": "tool", "tool_call_id": "c1", "content": "x"},
+    ]
+    chat = build_chat_request(parse_chat_request({"model": "m", "messages": turns}), "m", 10).body
+    assert chat["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{ "a" : 1.0, "a": 2 }'
+
+
+def test_a_refusal_of_an_earlier_turn_stays_in_the_conversation() -> None:
+    refused = {"role": "assistant", "content": None, "refusal": "I will not."}
+    got = body(user("a"), refused, user("b"))["messages"]
+    assert [turn["content"] for turn in got] == [[text("a")], [text("I will not.")], [text("b")]]
+    assert refusal(user(), {**refused, "refusal": 5}, user()).param == "messages[1].refusal"
+
+
+@pytest.mark.parametrize(
+    ("messages", "ignored"),
+    [
+        ([{**user(), "name": "ann"}], ("messages.name",)),
+        ([{**user(), "name": None}], ()),
+        (
+            [user([{"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "high"}}])],
+            ("messages.image_url.detail",),
+        ),
+        ([user([{"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "auto"}}])], ()),
+        (
+            [
+                user(),
+                {"role": "assistant", "tool_calls": [call("c1")]},
+                {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "x"},
+            ],
+            (),
+        ),
+    ],
+)
+def test_t20_what_is_left_out_of_messages_is_listed(messages: list[Json], ignored: tuple[str, ...]) -> None:
+    assert parse_chat_request({"model": "m", "messages": messages}).ignored == ignored
+    assert parse_chat_request({"model": "m", "messages": messages, "seed": 1}).ignored == (*ignored, "seed")
+
+
 def test_t08_schemas_go_through_whole() -> None:
     schema = {
         "type": "object",
@@ -260,6 +321,8 @@ def test_t12_images_and_documents() -> None:
         {"type": "image_url", "image_url": {"url": f"data:image/png,{PNG}"}},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,aGVsbG8="}},
         {"type": "file", "file": {"file_id": "file-1"}},
+        {"type": "file", "file": {"file_data": "https://example.org/a.pdf"}},
+        {"type": "file", "file": {"file_data": PDF}},
         {"type": "image_url"},
         {"type": "text"},
         {},

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hearth_gateway.translate.fields import exact
 from hearth_gateway.translate.history import (
     ToolNames,
     answers_unsigned_calls,
@@ -209,7 +210,7 @@ def _block(part: Part, names: ToolNames) -> dict[str, Any]:
     if isinstance(part, RedactedThinkingPart):
         return {"type": "redacted_thinking", "data": part.data}
     if isinstance(part, ToolUse):
-        block = {"type": "tool_use", "id": safe_id(part.id), "name": names[part.name], "input": dict(part.arguments)}
+        block = {"type": "tool_use", "id": safe_id(part.id), "name": names[part.name], "input": exact(part.arguments, part.text)}
         return _cached(block, part.cache_control)
     block = {"type": "tool_result", "tool_use_id": safe_id(part.id)}
     if part.is_error:

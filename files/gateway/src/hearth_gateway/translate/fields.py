@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import orjson
 
 from hearth_gateway.errors import InvalidRequestError
-from hearth_gateway.translate.model import ChatRequest, SystemPart, TextPart, ToolResult
+from hearth_gateway.translate.model import ChatRequest, Json, SystemPart, TextPart, ToolResult, may_lose_digits
 
 _T = TypeVar("_T")
 
@@ -30,13 +30,13 @@ def model_name(value: Any) -> str:
     return value
 
 
-def optional(body: dict[str, Any], name: str, kind: type[_T]) -> _T | None:
-    """The field ``name``, None when it is absent or null."""
+def optional(body: dict[str, Any], name: str, kind: type[_T], param: str | None = None) -> _T | None:
+    """The field ``name``, None when it is absent or null. ``param`` is its path, where that is more than its name."""
     value = body.get(name)
     if value is None:
         return None
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        raise InvalidRequestError(f"`{name}` must be {_JSON_NAMES[kind]}.", name)
+        raise InvalidRequestError(f"`{name}` must be {_JSON_NAMES[kind]}.", param or name)
     return value
 
 
@@ -108,15 +108,24 @@ def json_bytes(body: Any) -> bytes:
         raise InvalidRequestError("The request holds JSON that no provider can be given, such as one nested too deeply.") from None
 
 
-def arguments_object(text: str) -> dict[str, Any]:
-    """The JSON arguments of a tool call. A model may have produced broken JSON: that must not end the conversation."""
+def arguments_object(text: str) -> tuple[dict[str, Any], str | None]:
+    """The JSON arguments of a tool call, and ``text`` itself if it is them: JSON of an object.
+
+    A model may have produced broken JSON: that must not end the conversation.
+    """
     if not text.strip():
-        return {}
+        return {}, None
     try:
         parsed = parsed_json(text)
     except (orjson.JSONDecodeError, TooDeepError):
-        return {"invalid_json": text}
-    return parsed if isinstance(parsed, dict) else {"value": parsed}
+        return {"invalid_json": text}, None
+    return (parsed, text) if isinstance(parsed, dict) else ({"value": parsed}, None)
+
+
+def exact(arguments: Json, text: str | None) -> dict[str, Any] | orjson.Fragment:
+    """The arguments for a body in which they are an object: the ``text`` they came from, where a number in it is
+    longer than a parsed one may be."""
+    return orjson.Fragment(text) if text is not None and may_lose_digits(text) else dict(arguments)
 
 
 def system_in_place(parts: tuple[TextPart, ...]) -> tuple[SystemPart, ...]:

@@ -23,7 +23,7 @@ from hearth_gateway.translate.events import (
     ToolStart,
     Usage,
 )
-from hearth_gateway.translate.fields import arguments_object
+from hearth_gateway.translate.fields import arguments_object, exact
 
 # Before message_start nothing but a comment may come; strict clients fail on a ping there.
 EARLY_HEARTBEAT = b":\n\n"
@@ -245,5 +245,5 @@ def _whole(block: dict[str, Any], text: str) -> dict[str, Any]:
     if kind == "thinking":
         return {"type": kind, "thinking": text, "signature": block.get("signature", "")}
     if kind == "tool_use":
-        return {**block, "input": arguments_object(text)}
+        return {**block, "input": exact(*arguments_object(text))}
     return block

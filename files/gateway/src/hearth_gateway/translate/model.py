@@ -6,6 +6,7 @@ and M vendors need N + M translators and not N x M.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import field
 from typing import Any, Literal
@@ -13,6 +14,13 @@ from typing import Any, Literal
 from hearth_gateway.records import record
 
 Json = Mapping[str, Any]
+
+_LONG_NUMBER = re.compile(r"[0-9][0-9.]{15}")
+
+
+def may_lose_digits(text: str) -> bool:
+    """Whether JSON holds a number with more digits than a parsed one may keep: an id, an amount."""
+    return _LONG_NUMBER.search(text) is not None
 
 
 @record
@@ -50,12 +58,16 @@ class SystemPart:
 
 @record
 class ToolUse:
-    """A call the assistant made earlier in the conversation."""
+    """A call the assistant made earlier in the conversation.
+
+    ``text`` is the caller's own JSON of the ``arguments``, if that is what they were parsed from.
+    """
 
     id: str
     name: str
     arguments: Json
     cache_control: Json | None = None
+    text: str | None = None
 
 
 @record
@@ -178,6 +190,8 @@ class ChatRequest:
                     found.extend(inner.text for inner in part.parts if isinstance(inner, TextPart))
                 elif isinstance(part, ToolUse):
                     found.extend(str(value) for value in part.arguments.values())
+                    if part.text is not None and may_lose_digits(part.text):
+                        found.append(part.text)
         return found
 
 

@@ -137,12 +137,29 @@ def _refuse_unsupported(body: dict[str, Any]) -> None:
 
 def _ignored(body: dict[str, Any]) -> tuple[str, ...]:
     """Known hints by name; unknown fields as one word, because the caller chose their names."""
+    hints = _hints_of(body["messages"])
     if body.keys() <= _KNOWN:
-        return ()
-    hints = sorted(name for name in body if name in _HINTS and body[name] is not None)
+        return tuple(hints)
+    hints = sorted([*hints, *(name for name in body if name in _HINTS and body[name] is not None)])
     if any(name not in _HINTS and name not in _KNOWN and name not in _REFUSED for name in body):
         hints.append("unknown-fields")
     return tuple(hints)
+
+
+def _hints_of(messages: list[dict[str, Any]]) -> list[str]:
+    """What is left out of the messages, which are right: who of several speaks, and how closely an image is looked at."""
+    hints = []
+    # A result's name is that of the call it names.
+    if any("name" in message and message["name"] is not None and message["role"] != "tool" for message in messages):
+        hints.append("messages.name")
+    contents = [message["content"] for message in messages if isinstance(message.get("content"), list)]
+    if contents and any(_has_detail(part.get("image_url")) for content in contents for part in content):
+        hints.append("messages.image_url.detail")
+    return hints
+
+
+def _has_detail(image: Any) -> bool:
+    return isinstance(image, dict) and image.get("detail") not in (None, "auto")
 
 
 def _max_tokens(body: dict[str, Any]) -> int | None:
@@ -298,6 +315,9 @@ def _user_part(part: dict[str, Any], param: str) -> Part | None:
         file = part.get("file")
         if not isinstance(file, dict) or not isinstance(file.get("file_data"), str):
             raise InvalidRequestError("Only files with inline `file_data` are supported.", f"{param}.file")
+        if not file["file_data"].startswith("data:"):
+            # An address would go on as that of an image.
+            raise InvalidRequestError("`file_data` must be a data: address; files are not fetched.", f"{param}.file.file_data")
         title = file.get("filename")
         return _media(file["file_data"], f"{param}.file.file_data", title if isinstance(title, str) else None, cache)
     raise InvalidRequestError("Only parts of type text, image_url and file are supported.", f"{param}.type")
@@ -326,6 +346,7 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
             for part in content
         ]
     parts: list[Part] = [*_thinking_parts(message, param), *_text_parts(content, f"{param}.content")]
+    parts += _text_parts(optional(message, "refusal", str, f"{param}.refusal"), f"{param}.refusal")
     calls = message.get("tool_calls")
     if calls is None:
         return tuple(parts)
@@ -337,10 +358,11 @@ def _assistant_parts(message: dict[str, Any], param: str) -> tuple[Part, ...]:
         if not isinstance(function, dict) or call.get("type", "function") != "function":
             raise InvalidRequestError("Only tool calls of type `function` are supported.", where)
         parts.append(
-            ToolUse(
+            _tool_use(
                 identifier(call.get("id"), f"{where}.id"),
                 identifier(function.get("name"), f"{where}.function.name"),
-                _arguments(function.get("arguments"), f"{where}.function.arguments"),
+                function.get("arguments"),
+                f"{where}.function.arguments",
             )
         )
     return tuple(parts)
@@ -365,8 +387,9 @@ def _thinking_parts(message: dict[str, Any], param: str) -> list[Part]:
     return parts
 
 
-def _arguments(value: Any, param: str) -> dict[str, Any]:
-    return {} if value is None else arguments_object(string(value, param))
+def _tool_use(call_id: str, name: str, arguments: Any, param: str) -> ToolUse:
+    parsed, text = arguments_object("" if arguments is None else string(arguments, param))
+    return ToolUse(call_id, name, parsed, text=text)
 
 
 def _tool_result(message: dict[str, Any], param: str) -> ToolResult:

@@ -223,7 +223,10 @@ class _Builder:
             {
                 "id": safe_id(part.id),
                 "type": "function",
-                "function": {"name": self._names[part.name], "arguments": json_bytes(part.arguments).decode()},
+                "function": {
+                    "name": self._names[part.name],
+                    "arguments": json_bytes(part.arguments).decode() if part.text is None else part.text,
+                },
             }
             for part in turn.parts
             if isinstance(part, ToolUse)
