@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -51,6 +53,25 @@ def test_a_file_that_is_no_key_any_more_changes_nothing(tmp_path: Path) -> None:
     file.write_text("not a key at all")
     clock.sleep(LOOK_AFTER_S)
     assert key.value() == "first-key" and len(problems) == 2 and "not a key" not in problems[1]
+
+
+def test_a_key_that_could_not_be_read_is_read_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, clock, problems = tmp_path / "key", FakeClock(), list[str]()
+    file.write_text("first-key")
+    key = KeyFile(file, clock, problems.append)
+    file.write_text("second-key-is-longer")
+
+    def no_descriptors(*_arguments: object) -> object:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "open", no_descriptors)
+        for _ in range(3):
+            clock.sleep(LOOK_AFTER_S)
+            assert key.value() == "first-key"
+    assert problems == ["cannot be read: Too many open files"]
+    clock.sleep(LOOK_AFTER_S)
+    assert (key.value(), key.version()) == ("second-key-is-longer", 2)
 
 
 def test_without_a_key_nothing_starts(tmp_path: Path) -> None:

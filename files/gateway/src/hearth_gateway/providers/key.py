@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hearth_gateway.clock import Clock
-from hearth_gateway.secrets import SecretError, read_secret
+from hearth_gateway.secrets import SecretError, SecretUnreadableError, read_secret
 
 # A stat at every request would be cheap too, but not free.
 LOOK_AFTER_S = 2.0
@@ -26,6 +26,7 @@ class KeyFile:
         self._on_problem = on_problem
         self._lock = threading.Lock()
         self._seen = self._signature()
+        self._told = ""
         self._key = read_secret(path)
         self._version = 1
         self._next_look = clock.monotonic() + LOOK_AFTER_S
@@ -51,8 +52,13 @@ class KeyFile:
             try:
                 key = read_secret(self._path)
             except SecretError as problem:
-                self._on_problem(str(problem))
+                if isinstance(problem, SecretUnreadableError):
+                    self._seen = None  # the file is what it was, and has to be read again
+                if str(problem) != self._told:
+                    self._told = str(problem)
+                    self._on_problem(self._told)
                 return
+            self._told = ""
             if key != self._key:
                 self._key = key
                 self._version += 1
