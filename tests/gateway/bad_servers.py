@@ -172,3 +172,23 @@ class Tls(_Server):
     def serve(self, connection: socket.socket) -> None:
         with self._context.wrap_socket(connection, server_side=True) as secured:
             secured.recv(1)
+
+
+class Deaf(_Server):
+    """Says ``words`` and then holds the connection without ever reading from it. With ``certificates``, after TLS's handshake."""
+
+    def __init__(self, words: bytes = b"", certificates: Path | None = None) -> None:
+        self.words = words
+        self._context: ssl.SSLContext | None = None
+        if certificates is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(certificates / "server.crt", certificates / "server.key")
+        super().__init__()
+        if certificates is not None:
+            self.url = self.url.replace("http:", "https:")
+
+    def serve(self, connection: socket.socket) -> None:
+        with self._context.wrap_socket(connection, server_side=True) if self._context is not None else connection as held:
+            held.sendall(self.words)
+            while not self.closing:
+                time.sleep(0.05)

@@ -12,6 +12,7 @@ from typing import Any
 
 import openai
 import pytest
+from bad_servers import Deaf
 from gateway_support import Gateway, Mock, wait_for
 
 HELLO: Any = [{"role": "user", "content": "Hello, dear friends"}]
@@ -145,6 +146,58 @@ def raw_stream(gateway: Gateway, model: str) -> bytes:
     client = gateway.client()
     with client.chat.completions.with_streaming_response.create(model=model, messages=HELLO, stream=True) as response:
         return b"".join(response.iter_bytes())
+
+
+# --- a large request ---------------------------------------------------------------------------
+
+# More than all buffers on the way together.
+LARGE: Any = [{"role": "user", "content": "word " * 4_000_000}, {"role": "assistant", "content": "Read."}, *HELLO]
+TLS = pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+
+
+def deaf(own: Make, server: Deaf, second_vendor: Mock, certificates: Path) -> Gateway:
+    gateway = own(vendor_url=server.url, second_url=second_vendor.url, timeouts={**PATIENT, "first_token_s": 3}, start=False)
+    gateway.config["providers"] = with_ca(gateway, certificates / "ca.crt")
+    gateway.save()
+    gateway.start()
+    return gateway
+
+
+@TLS
+def test_a_large_request_arrives(own: Make, vendor: Mock, tls_vendor: Mock, certificates: Path, tls: bool) -> None:
+    mock = tls_vendor if tls else vendor
+    plain = own(vendor_url=mock.url, start=False)
+    gateway = own(vendor_url=mock.url, providers=with_ca(plain, certificates / "ca.crt"), timeouts=PATIENT)
+
+    def arrived() -> int:
+        return sum(record["body_bytes"] > 20_000_000 for record in mock.records())
+
+    before = arrived()
+    for _ in range(2):
+        assert ask(gateway, messages=LARGE).choices[0].message.content == "You said: Hello, dear friends"
+    wait_for(lambda: arrived() == before + 2, "the records of both")
+
+
+@TLS
+def test_a_vendor_that_does_not_take_the_request(own: Make, second_vendor: Mock, certificates: Path, tls: bool) -> None:
+    with Deaf(certificates=certificates if tls else None) as server:
+        gateway = deaf(own, server, second_vendor, certificates)
+        started = time.monotonic()
+        answer = gateway.client().chat.completions.with_raw_response.create(model="f-normal", messages=LARGE)
+        seconds = time.monotonic() - started
+    assert answer.headers["x-hearth-provider"] == "litellm"
+    assert answer.headers["x-hearth-failover"] == "anthropic=upstream_timeout"
+    assert 3 <= seconds < 20, "as long as for one that takes it and is silent, and no longer"
+
+
+@TLS
+def test_a_refusal_before_the_request_is_taken(own: Make, second_vendor: Mock, certificates: Path, tls: bool) -> None:
+    refusal = b"HTTP/1.1 413 Too Large\r\ncontent-length: 2\r\n\r\n{}"
+    with Deaf(refusal, certificates if tls else None) as server:
+        gateway = deaf(own, server, second_vendor, certificates)
+        with pytest.raises(openai.APIStatusError) as caught:
+            ask(gateway, "f-normal", messages=LARGE)
+    assert (caught.value.status_code, caught.value.code) == (413, "request_too_large")
 
 
 def test_heartbeats_while_the_vendor_is_silent(shared: Gateway) -> None:

@@ -236,6 +236,90 @@ def test_a_request_that_is_taken_slowly_arrives_whole(server: Server, client: Ht
     assert server.connections == 1
 
 
+BIG = b"{}" + b" " * 8_000_000  # more than the kernel keeps
+
+
+def take(connection: socket.socket, size: int) -> None:
+    while size > 0:
+        size -= len(connection.recv(min(size, 65536)))
+
+
+def test_a_vendor_that_does_not_take_the_request_is_waited_for_as_for_a_silent_one(server: Server, client: HttpClient) -> None:
+    over = threading.Event()
+
+    def handler(connection: socket.socket) -> None:
+        over.wait(40)
+
+    server.handler = handler
+    began = time.monotonic()
+    pending = client.post("/v1/x", {}, BIG, 20)
+    for _ in range(2):
+        assert pending.wait(0.2) is None
+    assert 0.4 <= time.monotonic() - began < 10
+    pending.close()
+    over.set()
+
+
+def test_a_refusal_is_read_while_the_request_is_not_taken(server: Server, client: HttpClient) -> None:
+    over = threading.Event()
+
+    def handler(connection: socket.socket) -> None:
+        connection.sendall(LENGTH.replace(b"200 OK", b"413 Too Large"))
+        over.wait(40)
+
+    server.handler = handler
+    for _ in range(2):
+        began = time.monotonic()
+        response = client.post("/v1/x", {}, BIG, 20).wait(20)
+        assert response is not None and (response.status, body(response)) == (413, b"hello")
+        assert time.monotonic() - began < 10
+    assert server.connections == 2, "the rest of the first request would be taken for the second"
+    over.set()
+
+
+def test_an_answer_that_begins_early_gets_the_rest_of_the_request(server: Server, client: HttpClient) -> None:
+    def handler(connection: socket.socket) -> None:
+        connection.sendall(LENGTH[:-5])
+        time.sleep(0.1)
+        take(connection, len(BIG) - len(server.requests[-1].partition(b"\r\n\r\n")[2]))
+        connection.sendall(b"hello")
+
+    server.handler = handler
+    for _ in range(2):
+        pending = client.post("/v1/x", {}, BIG, 20)
+        while (response := pending.wait(0.05)) is None:
+            pass
+        assert body(response) == b"hello"
+    assert server.connections == 1
+
+
+def test_a_pooled_connection_that_dies_while_it_takes_the_request(server: Server, client: HttpClient) -> None:
+    """The request goes out once more, from its first byte; but not a second time."""
+    whole = threading.Event()
+
+    def handler(connection: socket.socket) -> None:
+        if server.requests[-1].endswith(b"\r\n\r\n{}"):
+            connection.sendall(LENGTH)
+        elif server.connections == 1 or not whole.is_set():
+            take(connection, 1_000_000)
+            connection.shutdown(socket.SHUT_RDWR)
+            connection.close()
+        else:
+            take(connection, len(BIG) - len(server.requests[-1].partition(b"\r\n\r\n")[2]))
+            connection.sendall(LENGTH)
+
+    server.handler = handler
+    assert body(post(client)) == b"hello"
+    whole.set()
+    response = client.post("/v1/x", {}, BIG, 20).wait(20)
+    assert response is not None and body(response) == b"hello"
+    assert server.connections == 2
+    whole.clear()
+    with pytest.raises(GatewayError, match="upstream_unreachable"):
+        client.post("/v1/x", {}, BIG, 20).wait(20)
+    assert server.connections == 3
+
+
 def test_a_connection_that_went_stale_is_replaced(server: Server, client: HttpClient) -> None:
     server.handler = reply(LENGTH, close=True)  # keep-alive by its headers, but the server hangs up
     for _ in range(3):

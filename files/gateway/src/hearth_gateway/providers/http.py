@@ -42,8 +42,6 @@ _MAX_POOLED = 64
 # Vendors and the load balancers before them close idle connections after a minute or so. Ours go
 # first: a request sent into a connection that is just being closed is lost.
 _MAX_IDLE_S = 25.0
-# For the whole request, up to 32 MiB of it: bounds a vendor that stops reading.
-_SEND_S = 30.0
 # The longest that the kernel is told to wait at once; who has to wait for longer asks again.
 _SLICE_S = 5.0
 
@@ -148,18 +146,25 @@ class _Connection:
         self.idle_since = 0.0
         self._slice_s = 0.0  # what the kernel was told
 
-    def send(self, data: bytes) -> None:
-        """All of it. Raises ``OSError``, which ``TimeoutError`` is one of."""
+    def send(self, data: memoryview) -> int:
+        """As much of it as is taken without waiting; how many bytes that is. Raises ``OSError``."""
         try:
-            sent = self.sock.send(data, socket.MSG_DONTWAIT if self._waits else 0)
-        except _WOULD_WAIT:
-            sent = 0
-        if sent < len(data):
-            self.sock.settimeout(_SEND_S)
-            try:
-                self.sock.sendall(memoryview(data)[sent:])
-            finally:
-                self.sock.setblocking(self._waits)
+            return self.sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+
+    def wait_to_send(self, wait_s: float, listen: bool) -> tuple[bool, bool]:
+        """Wait until ``send`` can go on or, with ``listen``, there is something to receive. Whether either is so; the
+        end of the connection is both."""
+        return self._wait_for(wait_s, select.POLLOUT, listen)
+
+    def _wait_for(self, wait_s: float, event: int, listen: bool) -> tuple[bool, bool]:
+        poll = select.poll()
+        poll.register(self.sock, event | (select.POLLIN if listen else 0))
+        found = poll.poll(max(wait_s, 0) * 1000)
+        events = found[0][1] if found else 0
+        ended = select.POLLERR | select.POLLHUP
+        return bool(events & (event | ended)), bool(events & (select.POLLIN | ended))
 
     def receive(self, wait_s: float) -> bool | None:
         """Receive into the buffer: True if bytes came, None if not within ``wait_s``, False at the end."""
@@ -206,6 +211,21 @@ class _TlsConnection(_Connection):
         super().__init__(sock)
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self._send_wants = select.POLLOUT
+
+    def send(self, data: memoryview) -> int:
+        try:
+            return self.sock.send(data)
+        except ssl.SSLWantReadError:
+            self._send_wants = select.POLLIN  # TLS itself has to hear something first
+        except ssl.SSLWantWriteError:
+            self._send_wants = select.POLLOUT
+        return 0
+
+    def wait_to_send(self, wait_s: float, listen: bool) -> tuple[bool, bool]:
+        if listen and self.sock.pending():
+            return True, True
+        return self._wait_for(wait_s, self._send_wants, listen)
 
     def receive(self, wait_s: float) -> bool | None:
         until = 0.0
@@ -382,59 +402,82 @@ class _Pending:
         self._client = client
         self._request = request
         self._connect_s = connect_s
-        self._connection = client.take(connect_s)
-        try:
-            self._send()
-        except BaseException:
-            self.close()
-            raise
+        self._head: tuple[int, dict[str, str]] | None = None
+        self._begin(client.take(connect_s))
+
+    def _begin(self, connection: _Connection) -> None:
+        self._connection = connection
+        self._unsent = memoryview(self._request)
+        self._cut = False  # not all of the request will be sent: nothing else can be on this connection
+        self._send()
 
     def _send(self) -> None:
         try:
-            self._connection.send(self._request)
-        except TimeoutError:
-            raise unreachable("it stopped taking the request") from None
+            self._unsent = self._unsent[self._connection.send(self._unsent) :]
         except OSError:
-            if self._connection.reused:
-                self._send_again()
-            # Else the vendor may have answered before it read everything (413, 401) and closed.
+            # The vendor may have answered before it read everything (413, 401) and closed.
             # The answer, if there is one, is still to be read.
-
-    def _send_again(self) -> None:
-        """The pooled connection was dead; nothing of this request was answered on it."""
-        self._connection.close()
-        self._connection = self._client.connect(self._connect_s)
-        self._send()
+            self._unsent = self._unsent[:0]
+            self._cut = True
 
     def wait(self, wait_s: float) -> Response | None:
-        connection = self._connection
         # Of the whole wait, not of each byte: a head that drips in would hold the caller for ever.
         until = self._client.clock.monotonic() + wait_s
         while True:
-            buffer = connection.buffer
-            end = buffer.find(b"\r\n\r\n")
-            if end >= 0:
-                head = bytes(buffer[:end])
-                del buffer[: end + 4]
-                status, headers = _parse_head(head)
-                if 100 <= status < 200:
-                    continue  # an interim response; the real one follows
-                return _Body(self._client, connection, status, headers)
-            if len(buffer) > _MAX_HEAD_BYTES:
-                raise _protocol()
+            if self._head is None:
+                self._head = self._next_head()
+            # A refusal needs no more of the request. Any other answer might wait for the rest of it.
+            if self._head is not None and (not self._unsent or self._head[0] >= 300):
+                reusable = not self._unsent and not self._cut
+                return _Body(self._client, self._connection, *self._head, reusable)
             left_s = until - self._client.clock.monotonic()
-            try:
-                received = connection.receive(left_s) if left_s > 0 or not buffer else None
-            except OSError:
-                received = False
+            if self._unsent:
+                if left_s <= 0 or not self._exchange(left_s):
+                    return None
+                continue
+            received = self._receive(left_s) if left_s > 0 or not self._connection.buffer else None
             if received is None:
                 return None
             if not received:
-                if connection.reused and not connection.buffer:
-                    self._send_again()
-                    connection = self._connection
-                    continue
-                raise unreachable("it closed the connection without an answer")
+                self._lost()
+
+    def _next_head(self) -> tuple[int, dict[str, str]] | None:
+        """Status and headers of the response, once they are here."""
+        buffer = self._connection.buffer
+        while (end := buffer.find(b"\r\n\r\n")) >= 0:
+            head = bytes(buffer[:end])
+            del buffer[: end + 4]
+            status, headers = _parse_head(head)
+            if not 100 <= status < 200:  # else an interim response; the real one follows
+                return status, headers
+        if len(buffer) > _MAX_HEAD_BYTES:
+            raise _protocol()
+        return None
+
+    def _exchange(self, wait_s: float) -> bool:
+        """Send some more of a request that was not taken at once, and hear what the vendor says meanwhile. False if
+        nothing moved within ``wait_s``."""
+        listen = self._head is None
+        can_send, can_receive = self._connection.wait_to_send(wait_s, listen)
+        if listen and can_receive and self._receive(0) is False:
+            self._lost()
+        elif can_send:
+            self._send()
+        return can_send or can_receive
+
+    def _receive(self, wait_s: float) -> bool | None:
+        try:
+            return self._connection.receive(wait_s)
+        except OSError:
+            return False
+
+    def _lost(self) -> None:
+        """The connection has ended. One from the pool may have been dead all along: then a new one gets the request,
+        whole, if nothing of it was answered."""
+        if not self._connection.reused or self._connection.buffer:
+            raise unreachable("it closed the connection without an answer")
+        self._connection.close()
+        self._begin(self._client.connect(self._connect_s))
 
     def close(self) -> None:
         self._connection.close()
@@ -511,9 +554,10 @@ class _Unpacker:
 class _Body:
     """The body of a response in any of HTTP/1.1's three framings, unpacked if it is gzipped."""
 
-    def __init__(self, client: HttpClient, connection: _Connection, status: int, headers: dict[str, str]) -> None:
+    def __init__(self, client: HttpClient, connection: _Connection, status: int, headers: dict[str, str], reusable: bool) -> None:
         self.status = status
         self.headers = headers
+        self._reusable = reusable and headers.get("connection", "").lower() != "close"
         self._client = client
         self._connection = connection
         self._closed = False
@@ -628,8 +672,7 @@ class _Body:
         if self._closed:
             return
         self._closed = True
-        reusable = self._done and not self._connection.buffer
-        if reusable and self.headers.get("connection", "").lower() != "close":
+        if self._reusable and self._done and not self._connection.buffer:
             self._connection.reused = False
             self._client.give_back(self._connection)
         else:
