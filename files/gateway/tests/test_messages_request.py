@@ -11,6 +11,7 @@ from hearth_gateway.errors import InvalidRequestError
 from hearth_gateway.translate.anthropic_request import build_messages_request
 from hearth_gateway.translate.messages_request import parse_messages_request
 from hearth_gateway.translate.model import ChatRequest, JsonOutput, ThinkingConfig
+from hearth_gateway.translate.traits import anthropic_traits
 
 Json = dict[str, Any]
 PNG = base64.b64encode(b"\x89PNG\r\n\x1a\n" + b"0" * 8).decode()
@@ -154,6 +155,47 @@ def test_effort_alone_does_not_turn_thinking_on() -> None:
     assert body["output_config"] == {"effort": "low"} and "thinking" not in body
     body = upstream(output_config={"effort": "low"}, thinking={"type": "adaptive", "display": "omitted"})
     assert body["output_config"] == {"effort": "low"} and body["thinking"] == {"type": "adaptive", "display": "omitted"}
+
+
+def served_by(model: str, *messages: Json, **fields: Any) -> tuple[Json, tuple[str, ...]]:
+    """The thinking and the effort that the vendor gets, and what is told to be adjusted."""
+    built = build_messages_request(parsed(*messages, **{"max_tokens": 50_000, **fields}), model, 64_000, traits=anthropic_traits(model))
+    return {name: built.body[name] for name in ("thinking", "output_config") if name in built.body}, built.adjusted
+
+
+@pytest.mark.parametrize(
+    ("budget", "display", "thinking", "effort"),
+    [
+        (1024, None, {"type": "adaptive", "display": "summarized"}, "low"),
+        (8000, None, {"type": "adaptive", "display": "summarized"}, "medium"),
+        (32_000, "omitted", {"type": "adaptive", "display": "omitted"}, "high"),
+    ],
+)
+def test_a_budget_for_a_model_that_decides_by_itself(budget: int, display: str | None, thinking: Json, effort: str) -> None:
+    """The vendor answers 400 to it, and the caller cannot know which model serves the alias."""
+    asked = {"type": "enabled", "budget_tokens": budget, "display": display}
+    for model in ("claude-opus-4-7", "claude-sonnet-5"):
+        assert served_by(model, thinking=asked) == ({"thinking": thinking, "output_config": {"effort": effort}}, ("thinking",))
+    own, _ = served_by("claude-opus-4-7", thinking=asked, output_config={"effort": "max"})
+    assert own["output_config"] == {"effort": "max"}
+
+
+@pytest.mark.parametrize("model", ["claude-opus-4-6", "claude-sonnet-4-5-20250929", "claude-next"])
+def test_a_budget_for_a_model_that_takes_one_is_left_alone(model: str) -> None:
+    asked = {"type": "enabled", "budget_tokens": 2000}
+    assert served_by(model, thinking=asked) == ({"thinking": asked}, ())
+
+
+def test_adaptive_reasoning_for_a_model_that_needs_a_budget() -> None:
+    model, adaptive = "claude-sonnet-4-5-20250929", {"type": "adaptive"}
+    assert served_by(model, thinking=adaptive) == ({"thinking": {"type": "enabled", "budget_tokens": 8192}}, ("thinking",))
+    got = served_by(model, thinking={**adaptive, "display": "omitted"}, output_config={"effort": "low"})
+    assert got == ({"thinking": {"type": "enabled", "budget_tokens": 2048, "display": "omitted"}}, ("thinking", "output_config.effort"))
+    # Where there is no room for it, the answer comes without.
+    assert served_by(model, thinking=adaptive, max_tokens=2000) == ({}, ("thinking",))
+    assert served_by(model, thinking=adaptive, tools=[TOOL], tool_choice={"type": "any"}) == ({}, ("thinking",))
+    for other in ("claude-opus-4-6", "claude-opus-4-8", "claude-next"):
+        assert served_by(other, thinking=adaptive) == ({"thinking": adaptive}, ())
 
 
 def test_reasoning_that_nobody_signed_is_left_out() -> None:

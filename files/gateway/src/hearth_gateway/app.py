@@ -345,6 +345,7 @@ def _traits(provider: AnthropicProviderConfig | OpenAIProviderConfig, target: Ta
         reasoning=target.reasoning or known.reasoning,
         later_system=known.later_system if target.later_system is None else target.later_system,
         xhigh=known.xhigh,
+        budget_too=known.budget_too,
     )
 
 

@@ -27,11 +27,12 @@ from hearth_gateway.translate.model import (
     RedactedThinkingPart,
     SystemPart,
     TextPart,
+    ThinkingConfig,
     ThinkingPart,
     ToolUse,
     Turn,
 )
-from hearth_gateway.translate.traits import UNKNOWN_ANTHROPIC, ModelTraits
+from hearth_gateway.translate.traits import UNKNOWN_ANTHROPIC, ModelTraits, effort_of
 
 _LONGEST_TOOL_NAME = 128
 _MIN_BUDGET = 1024
@@ -95,36 +96,69 @@ def build_messages_request(
 def _add_reasoning(body: dict[str, Any], request: ChatRequest, turns: list[Turn], traits: ModelTraits, adjusted: list[str]) -> None:
     """What the caller said in the vendor's own terms goes through. An OpenAI effort is put into them."""
     if request.thinking is not None:
-        _add_thinking(body, request, turns, adjusted)
-        if request.effort is not None:
-            body["output_config"] = {"effort": request.effort}
+        _add_thinking(body, request, request.thinking, turns, traits, adjusted)
         return
     effort = request.effort
     if effort in (None, "none"):
         return
-    forced = (body.get("tool_choice") or {}).get("type") in ("any", "tool")
     if traits.reasoning == "adaptive":
         level = {"minimal": "low", "xhigh": "xhigh" if traits.xhigh else "high"}.get(effort, effort)
         body["output_config"] = {"effort": level}
         if level != effort:
             adjusted.append("reasoning_effort")
-        if not forced:  # a forced call leaves no room for reasoning
+        if not _is_forced(body):  # a forced call leaves no room for reasoning
             # Since Opus 4.7 the vendor shows no reasoning by itself, and OpenAI's clients cannot ask for it otherwise.
             body["thinking"] = {"type": "adaptive", "display": "summarized"}
         return
-    # Half of the answer at most: reasoning counts as output, and something has to be said as well.
-    budget = min(_BUDGETS[effort], body["max_tokens"] // 2)
-    possible = traits.reasoning == "budget" and budget >= _MIN_BUDGET and not forced
-    if not possible or turns[-1].role == "assistant" or answers_unsigned_calls(turns):
+    budget = _budget_for(effort, body, turns) if traits.reasoning == "budget" else None
+    if budget is None:
         adjusted.append("reasoning_effort")
         return
     body["thinking"] = {"type": "enabled", "budget_tokens": budget}
 
 
-def _add_thinking(body: dict[str, Any], request: ChatRequest, turns: list[Turn], adjusted: list[str]) -> None:
-    thinking = request.thinking
-    if thinking is None or thinking.mode == "default":
+def _is_forced(body: dict[str, Any]) -> bool:
+    return (body.get("tool_choice") or {}).get("type") in ("any", "tool")
+
+
+def _budget_for(effort: Effort, body: dict[str, Any], turns: list[Turn]) -> int | None:
+    """Tokens for reasoning; None where there can be none in this request."""
+    # Half of the answer at most: reasoning counts as output, and something has to be said as well.
+    budget: int = min(_BUDGETS[effort], body["max_tokens"] // 2)
+    if budget < _MIN_BUDGET or _is_forced(body) or turns[-1].role == "assistant" or answers_unsigned_calls(turns):
+        return None
+    return budget
+
+
+def _add_thinking(
+    body: dict[str, Any], request: ChatRequest, thinking: ThinkingConfig, turns: list[Turn], traits: ModelTraits, adjusted: list[str]
+) -> None:
+    """The alias hides which model serves, so what is right for one is put into the terms of another."""
+    effort = request.effort
+    if thinking.mode == "adaptive" and traits.reasoning == "budget":
+        adjusted.append("thinking")
+        budget = _budget_for(effort or "high", body, turns)  # high is the vendor's default
+        if budget is not None:
+            body["thinking"] = {"type": "enabled", "budget_tokens": budget, **_shown(thinking.display)}
+        if effort is not None:
+            adjusted.append("output_config.effort")  # nearly none of these models knows it; it is in the budget
         return
+    if thinking.mode == "enabled" and traits.reasoning == "adaptive" and not traits.budget_too:
+        adjusted.append("thinking")
+        effort = effort or effort_of(thinking.budget_tokens)
+        # Models that take a budget show their reasoning by themselves.
+        body["thinking"] = {"type": "adaptive", **_shown(thinking.display or "summarized")}
+    elif thinking.mode != "default":
+        _add_own_thinking(body, thinking, turns, adjusted)
+    if effort is not None:
+        body["output_config"] = {"effort": effort}
+
+
+def _shown(display: str | None) -> dict[str, Any]:
+    return {} if display is None else {"display": display}
+
+
+def _add_own_thinking(body: dict[str, Any], thinking: ThinkingConfig, turns: list[Turn], adjusted: list[str]) -> None:
     built: dict[str, Any] = {"type": thinking.mode}
     if thinking.mode == "enabled":
         # The served model's ceiling may be lower than what the caller counted with.
@@ -135,9 +169,7 @@ def _add_thinking(body: dict[str, Any], request: ChatRequest, turns: list[Turn],
         if budget != thinking.budget_tokens:
             adjusted.append("thinking")
         built["budget_tokens"] = budget
-    if thinking.display is not None:
-        built["display"] = thinking.display
-    body["thinking"] = built
+    body["thinking"] = built | _shown(thinking.display)
 
 
 def _add_sampling(body: dict[str, Any], request: ChatRequest, traits: ModelTraits, adjusted: list[str]) -> None:

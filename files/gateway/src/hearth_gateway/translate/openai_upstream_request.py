@@ -32,7 +32,7 @@ from hearth_gateway.translate.model import (
     ToolUse,
     Turn,
 )
-from hearth_gateway.translate.traits import OPENAI, ModelTraits
+from hearth_gateway.translate.traits import OPENAI, ModelTraits, effort_of
 
 _LONGEST_TOOL_NAME = 64
 _DEFAULT_SCHEMA_NAME = "answer"
@@ -140,7 +140,7 @@ class _Builder:
         request = self._request
         effort = request.effort
         if effort is None and request.thinking is not None and request.thinking.mode != "disabled":
-            effort = _effort_of(request.thinking.budget_tokens)
+            effort = effort_of(request.thinking.budget_tokens)
             self._adjust("thinking")
         if effort is None:
             return
@@ -284,13 +284,6 @@ class _Builder:
 
 _MODES = {"auto": "auto", "any": "required", "none": "none"}
 _NO_ARGUMENTS = {"type": "object", "properties": {}}
-
-
-def _effort_of(budget: int | None) -> Literal["low", "medium", "high"]:
-    """OpenAI's word for a number of reasoning tokens. A model that decides by itself gets the middle."""
-    if budget is None:
-        return "medium"
-    return "low" if budget <= 2048 else "medium" if budget <= 8192 else "high"
 
 
 def _user_message(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:

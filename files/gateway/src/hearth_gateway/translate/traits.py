@@ -14,12 +14,14 @@ Reasoning = Literal["none", "budget", "adaptive", "effort"]
 @dataclass(frozen=True, slots=True)
 class ModelTraits:
     """``sampling``: it takes temperature, top_p and top_k. ``later_system``: it takes system messages in
-    the middle of a conversation. ``xhigh``: it knows this effort, between high and max."""
+    the middle of a conversation. ``xhigh``: it knows this effort, between high and max. ``budget_too``: one
+    that reasons adaptively still takes a number of tokens."""
 
     sampling: bool = True
     reasoning: Reasoning = "none"
     later_system: bool = False
     xhigh: bool = True
+    budget_too: bool = False
 
 
 # Of a model nobody knows: what every server took so far.
@@ -45,5 +47,12 @@ def anthropic_traits(model: str) -> ModelTraits:
     if version == (4, 7):
         return ModelTraits(sampling=False, reasoning="adaptive")
     if version == (4, 6):
-        return ModelTraits(reasoning="adaptive", xhigh=False)
+        return ModelTraits(reasoning="adaptive", xhigh=False, budget_too=True)
     return ModelTraits(reasoning="budget") if version >= (4, 0) else UNKNOWN_ANTHROPIC
+
+
+def effort_of(budget: int | None) -> Literal["low", "medium", "high"]:
+    """The word for a number of reasoning tokens. A model that decides by itself gets the middle."""
+    if budget is None:
+        return "medium"
+    return "low" if budget <= 2048 else "medium" if budget <= 8192 else "high"
