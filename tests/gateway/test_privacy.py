@@ -259,7 +259,7 @@ def hang_up_after(gateway: Gateway, data: bytes) -> None:
             pass
 
 
-@pytest.mark.parametrize("where", ["parse_chat_request", "answer", "json_body"])
+@pytest.mark.parametrize("where", ["chat.parse_chat_request", "answering._wants_fallback", "answering.json_body"])
 def test_an_exception_that_quotes_the_prompt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
     """A bug of ours, with the words in the exception: neither the answer nor the log repeats them."""
     (tmp_path / "tokens").mkdir()
@@ -279,7 +279,7 @@ def test_an_exception_that_quotes_the_prompt(tmp_path: Path, monkeypatch: pytest
         except KeyError as error:
             raise ValueError(QUESTION) from error
 
-    monkeypatch.setattr(f"hearth_gateway.api.chat.{where}", bug)
+    monkeypatch.setattr(f"hearth_gateway.api.{where}", bug)
     headers = {**PROGRAM, "Content-Type": "application/json"}
     response = gateway.app.test_client().post("/v1/chat/completions", data=body(CHAT, "demo"), headers=headers)
     gateway.close()
