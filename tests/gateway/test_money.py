@@ -192,6 +192,27 @@ def test_what_has_no_price_is_counted_apart_and_never_free(own: Make, store: dic
     assert gateway.metric("hearth_unpriced_models") == len(SCENARIOS)
 
 
+@pytest.mark.parametrize("number", [3_000_000_000, 2**64 - 1])
+def test_a_vendors_number_beyond_all_measure_costs_nobody_anything(
+    own: Make, store: dict[str, Any], second_vendor: Mock, number: int
+) -> None:
+    """More than a column of PostgreSQL holds, and more than SQLite does. The answer is good; the next ones are, too."""
+    model = f"mock+usage-{number}"
+    gateway = own(
+        second_url=second_vendor.url,
+        models={"huge": [{"provider": "litellm", "model": model, "max_output_tokens": 100}]},
+        prices=[price("litellm", model, "3", "15")],
+        **store,
+    )
+    for stream in (False, True):
+        assert ask(gateway, "huge", stream) is None and ask(gateway, "sonnet") is None
+    gateway.settled_rows()
+    rows = [row for row in gateway.rows() if row["alias"] == "huge"]
+    assert [(row["state"], row["input_tokens"], row["output_tokens"]) for row in rows] == [("estimated", 20, 6)] * 2
+    assert [row["state"] for row in gateway.rows() if row["alias"] == "sonnet"] == ["settled"] * 2
+    assert ready(gateway) == 200 and gateway.events("store-problem") == [] and gateway.terminate() == 0
+
+
 def test_what_has_no_price_can_be_refused(own: Make) -> None:
     gateway = own(limits={"unpriced": "refuse", "program": {"money_per_day_usd": "1"}})
     error = ask(gateway, "x-normal")

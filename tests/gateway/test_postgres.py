@@ -15,6 +15,7 @@ from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.limits import LimitBook
 from hearth_gateway.core.metering import Intent, Leg, Settlement
 from hearth_gateway.core.usage import UsageReport
+from hearth_gateway.errors import GatewayError
 from hearth_gateway.store.database import MIGRATIONS, DatabaseError, Step, migrate, open_database
 from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
@@ -70,6 +71,23 @@ def test_the_first_versions_insert_works_on_todays_tables(postgresql: Server) ->
         assert connection.execute("SELECT state, cost_nano, person FROM ledger").fetchall() == [("settled", None, None)]
 
 
+def test_a_number_of_more_than_32_bits_stops_nobody(postgresql: Server) -> None:
+    database = postgresql.database()
+    engine = open_database(database.url, PASSWORD)
+    problems: list[str] = []
+    ledger = Ledger(engine, problems.append)
+    leg(ledger, 2, TODAY, 500, tokens=3_000_000_000)
+    with pytest.raises(GatewayError):
+        leg(ledger, 3, TODAY, 2**70)
+    leg(ledger, 4, TODAY, 500)
+    assert ledger.reachable() and ledger.close(10) == 0
+    with database.connect() as connection:
+        rows = connection.execute("SELECT request_id, state, input_tokens, cost_nano FROM ledger ORDER BY id").fetchall()
+    assert rows == [("r2", "unknown", 10, 500), ("r4", "settled", 4, 500)]
+    assert [problem.partition(": ")[2] for problem in problems] == ["integer out of range", "bigint out of range"]
+    engine.dispose()
+
+
 # --- what a housekeeper does -------------------------------------------------------------------
 
 BOOK = LimitBook(AllLimitsConfig(time_zone="Europe/Berlin"))
@@ -81,12 +99,12 @@ class Noon(SystemClock):
         return TODAY
 
 
-def leg(ledger: Ledger, number: int, at: float, cost_nano: int | None, settled: bool = True) -> None:
+def leg(ledger: Ledger, number: int, at: float, cost_nano: int | None, settled: bool = True, tokens: int | None = None) -> None:
     caller = Caller("app", "ann@example.org" if number % 2 else None)
     intent = Intent(f"r{number}", 1, at, caller, "sonnet", "anthropic", "x", False, 10, 20, 0, cost_nano, BOOK.bounds(caller, at))
     ledger.begin(intent)
     if settled:
-        usage = Usage(input=number, output=1)
+        usage = Usage(input=tokens or number, output=1)
         done = Leg(f"r{number}", 1, at, caller, "sonnet", "anthropic", "x", False, usage, "ok", 1, None)
         ledger.settle(intent, Settlement(done, usage, "settled", cost_nano))
 

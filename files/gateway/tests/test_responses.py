@@ -11,6 +11,7 @@ from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate import openai_upstream_response
 from hearth_gateway.translate.anthropic_request import build_messages_request
 from hearth_gateway.translate.anthropic_response import MessageReader, error_from_status, finish_reason
+from hearth_gateway.translate.endpoints import parse_embeddings, read_document
 from hearth_gateway.translate.events import (
     ALIVE,
     BEGUN,
@@ -26,6 +27,7 @@ from hearth_gateway.translate.events import (
 )
 from hearth_gateway.translate.openai_request import parse_chat_request
 from hearth_gateway.translate.openai_response import ChunkEncoder, Collector, encode_error, usage_object
+from hearth_gateway.translate.vendor_fields import MAX_COUNT
 
 Json = dict[str, Any]
 
@@ -182,6 +184,15 @@ def test_t33_usage_is_set_where_present_and_never_added() -> None:
     creation = {"ephemeral_5m_input_tokens": 150, "ephemeral_1h_input_tokens": 50}
     cached = start(input_tokens=1, cache_creation_input_tokens=200, cache_creation=creation)
     assert usages([cached])[-1] == Usage(input=1, cache_write=200, cache_write_1h=50)
+
+
+@pytest.mark.parametrize("number", [3_000_000_000, 2**63, 2**64 - 1, 10**30])
+def test_a_count_beyond_all_measure_loses_nobody_the_answer(number: int) -> None:
+    """SQLite holds 64 bits and PostgreSQL's columns 32; from 2**64 on JSON's numbers come as floats."""
+    assert usages([start(input_tokens=number), *end(output_tokens=number)])[-1] == Usage(input=MAX_COUNT, output=MAX_COUNT)
+    request = parse_embeddings({"model": "embed", "input": "x"})
+    body = {"data": [{"index": 0, "embedding": [0.5]}], "usage": {"prompt_tokens": number}}
+    assert read_document(request, json.dumps(body).encode())[0] == Usage(input=MAX_COUNT)
 
 
 def test_t35_usage_comes_last_if_asked_for_and_else_not_at_all() -> None:

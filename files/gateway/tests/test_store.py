@@ -7,6 +7,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -407,6 +408,99 @@ def test_when_too_much_waits_no_more_is_accepted(tmp_path: Path, monkeypatch: py
     with pytest.raises(GatewayError):
         ledger.check()
     assert ledger.close(PATIENCE_S) == 3, "rows that could not be written are reported"
+
+
+# --- a value that the database cannot hold ------------------------------------------------------
+
+TOO_LARGE = 2**64
+
+
+def with_tokens(of: Settlement, tokens: int) -> Settlement:
+    usage = Usage(input=tokens)
+    return replace(of, leg=replace(of.leg, usage=usage), usage=usage)
+
+
+def test_a_settlement_that_cannot_be_written_stops_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_SETTLE_WAIT_S", PATIENCE_S)  # all of them in one transaction
+    problems: list[str] = []
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, problems)
+    begun = [intent(number) for number in range(7)]
+    for item in begun:
+        ledger.begin(item)
+    for number, item in enumerate(begun):
+        done = settlement(item)
+        ledger.settle(item, with_tokens(done, TOO_LARGE) if number in (0, 4) else done)
+    ledger.begin(intent(7))
+    assert ledger.alive and ledger.reachable()
+    assert ledger.close(PATIENCE_S) == 0
+    found = [(row["state"], row["input_tokens"], row["output_tokens"], row["cost_nano"]) for row in rows(path)]
+    fine, reserved = ("settled", 1, 4, 5), ("unknown", 30, 70, 500)
+    assert found == [reserved, fine, fine, fine, reserved, fine, fine, ("intent", 30, 70, 500)]
+    assert sums(path, "house") == {"2023-11": (5 * 10 + 2 * 100, 5 * 5 + 2 * 500, 100, 500)}
+    assert len(problems) == 2 and all("charged at what was reserved for it: Python int too large" in problem for problem in problems)
+
+
+def test_an_intent_that_cannot_be_written_is_refused_and_the_others_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "hearth.db"
+    problems: list[str] = []
+    ledger = open_ledger(path, problems)
+    write, first, go_on = ledger._writer.write, threading.Event(), threading.Event()
+
+    def write_when_all_are_here(batch: Any) -> None:
+        first.set()
+        assert go_on.wait(PATIENCE_S)
+        write(batch)
+
+    monkeypatch.setattr(ledger._writer, "write", write_when_all_are_here)
+    with ThreadPoolExecutor(9) as pool:
+        waits = [pool.submit(ledger.begin, intent(0))]
+        assert first.wait(PATIENCE_S)
+        waits += [pool.submit(ledger.begin, intent(number, cost_nano=TOO_LARGE if number == 5 else 500)) for number in range(1, 9)]
+        wait_until(lambda: ledger.queued == 9)
+        go_on.set()
+        errors = [wait.exception(PATIENCE_S) for wait in waits]
+    assert [number for number, error in enumerate(errors) if error is not None] == [5]
+    assert isinstance(errors[5], GatewayError) and errors[5].kind is Kind.INTERNAL
+    ledger.begin(intent(9))
+    assert ledger.close(PATIENCE_S) == 0
+    assert len(rows(path)) == 9 and len(problems) == 1 and "refused" in problems[0]
+    assert sums(path, "house") == {"2023-11": (0, 0, 900, 4500)}, "what was refused holds nothing"
+
+
+def test_a_limit_of_more_requests_than_a_database_can_count_is_none(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    book = LimitBook(AllLimitsConfig(program=LimitsConfig.model_construct(requests_per_minute=99999999999999999999)))
+    ledger = open_ledger(path, [])
+    for number in range(3):
+        run(ledger, intent(number, book))
+    assert ledger.close(PATIENCE_S) == 0 and len(rows(path)) == 3
+
+
+def test_the_ledgers_thread_outlives_any_mistake_and_a_listener_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger_module, "_RETRY_S", 0.01)
+    path = tmp_path / "hearth.db"
+    problems: list[str] = []
+
+    def fails(*_: object) -> None:
+        raise KeyError("a mistake")
+
+    book = LimitBook(AllLimitsConfig(program=LimitsConfig(tokens_per_day=1000)))
+    ledger = open_ledger(path, problems, on_sums=fails)
+    wait, mistakes = ledger._wait_for_work, iter([KeyError("a mistake")] * 3)
+
+    def wait_wrongly() -> None:
+        for mistake in mistakes:
+            raise mistake
+        wait()
+
+    monkeypatch.setattr(ledger, "_wait_for_work", wait_wrongly)
+    for number in range(3):
+        run(ledger, intent(number, book))
+    wait_until(lambda: [row["state"] for row in rows(path)] == ["settled"] * 3)
+    assert ledger.alive and not ledger.failing and ledger.close(PATIENCE_S) == 0
+    assert sums(path, "house") == {"2023-11": (30, 15, 0, 0)}, "each written once"
+    assert any("KeyError" in problem for problem in problems)
 
 
 # --- limits in the store -----------------------------------------------------------------------

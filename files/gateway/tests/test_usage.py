@@ -21,6 +21,7 @@ from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.usage import SqlUsage
 from hearth_gateway.translate.events import Usage
+from hearth_gateway.translate.vendor_fields import MAX_COUNT
 
 ANN = Caller("proxy", "ann@example.org", browser=True)
 BERLIN = AllLimitsConfig(time_zone="Europe/Berlin", person=LimitsConfig(money_per_day_usd=Decimal("1"), requests_per_minute=10))
@@ -122,6 +123,18 @@ def test_what_the_vendor_did_not_count_is_estimated() -> None:
     assert billed(leg("upstream_interrupted", Usage(), answer_bytes=8), 99) == (Usage(input=99, output=2), "estimated")
     assert billed(leg("ok", Usage(), answer_bytes=8), 99) == (Usage(input=99, output=2), "estimated")
     assert billed(leg("cancelled", Usage(cache_read=7), answer_bytes=4), 99) == (Usage(cache_read=7, output=1), "estimated")
+
+
+def test_a_count_that_cannot_be_true_is_as_good_as_none() -> None:
+    """It would use up everybody's limits for the month."""
+    huge = MAX_COUNT
+    assert billed(leg("ok", Usage(input=huge, output=5), answer_bytes=20), 99) == (Usage(input=99, output=5), "estimated")
+    assert billed(leg("ok", Usage(input=3, cache_read=7, output=huge), answer_bytes=20), 99) == (
+        Usage(input=3, cache_read=7, output=5),
+        "estimated",
+    )
+    assert billed(leg("ok", Usage(cache_write=huge, cache_write_1h=huge), answer_bytes=20), 99) == (Usage(input=99, output=5), "estimated")
+    assert billed(leg(Kind.UPSTREAM_OVERLOADED.value, Usage(input=huge)), 99) == (Usage(input=99), "estimated")
 
 
 def test_who_hung_up_on_a_vendor_at_work_pays_for_the_prompt_and_a_fault_costs_nothing() -> None:

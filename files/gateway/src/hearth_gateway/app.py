@@ -136,7 +136,7 @@ def create_app(
     image_limits = replace(limits, first_token_s=limits.total_s)
     image_service = make_service(_endpoint_routes(config.image_models, providers), image_limits, {})
     kinds = {item.name: item.kind for item in config.providers}
-    status = Status(__version__, clock, lifecycle, breakers, Store(ledger.reachable, lambda: ledger.queued), kinds)
+    status = Status(__version__, clock, lifecycle, breakers, Store(ledger.reachable, lambda: ledger.queued, lambda: ledger.alive), kinds)
     for pair in breakers.pairs:
         metrics.measure("hearth_breaker_state", partial(breakers.state, pair), *pair)
     metrics.measure("hearth_open_requests", lambda: lifecycle.open)

@@ -13,7 +13,7 @@ def create_blueprint(status: Status) -> Blueprint:
 
     @blueprint.get("/healthz")
     def healthz() -> HearthResponse:
-        return json_response({"status": "ok"})
+        return json_response({"status": "ok"}) if status.alive() else json_response({"status": "failing"}, 503)
 
     @blueprint.get("/readyz")
     def readyz() -> HearthResponse:

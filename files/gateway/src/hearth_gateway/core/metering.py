@@ -97,7 +97,7 @@ class Meter(Protocol):
 
 # --- what the ledger is told -------------------------------------------------------------------
 
-State = Literal["settled", "estimated"]
+State = Literal["settled", "estimated", "unknown"]
 
 
 @record
@@ -125,7 +125,10 @@ class Intent:
 
 @record
 class Settlement:
-    """How a leg ended. ``usage`` is what is billed: the vendor's count, or ours where ``state`` is `estimated`."""
+    """How a leg ended. ``usage`` is what is billed: the vendor's count, or ours where ``state`` is `estimated`.
+
+    `unknown`: the ledger could not hold it, and what was reserved stands instead.
+    """
 
     leg: Leg
     usage: Usage
@@ -249,16 +252,29 @@ _HUNG_UP = frozenset(
 )
 
 
+# No model reads or writes as many in one attempt. A vendor that says so has made a mistake, and it would take all that
+# somebody may spend in a month.
+_MAX_BELIEVED = 100_000_000
+
+
 def billed(leg: Leg, prompt_tokens: int) -> tuple[Usage, State]:
     """The usage to charge for, and whether any of it is our estimate. ``prompt_tokens`` is the estimate for the prompt."""
-    usage = leg.usage
+    said = leg.usage
+    usage = said if said.prompt <= _MAX_BELIEVED and said.output <= _MAX_BELIEVED else _believed(said)
+    doubted = usage is not said
     said_nothing = usage == _NO_USAGE and not leg.images
     if leg.outcome == OK:
-        if not said_nothing:
+        if not (said_nothing or doubted):
             return usage, "settled"
-    elif not leg.answer_bytes and not (said_nothing and leg.outcome in _HUNG_UP):
+    elif not (leg.answer_bytes or doubted) and not (said_nothing and leg.outcome in _HUNG_UP):
         return usage, "settled"
     # The vendor's first count of the output is one token; the true one would have come at the end.
     output = max(usage.output, -(-leg.answer_bytes // _BYTES_PER_TOKEN))
     estimate = replace(usage, output=output, input=usage.input if usage.prompt else prompt_tokens)
-    return estimate, "settled" if estimate == usage else "estimated"
+    return estimate, "settled" if estimate == said else "estimated"
+
+
+def _believed(said: Usage) -> Usage:
+    """Without the counts that cannot be true, as if they had not been said."""
+    prompt = said if said.prompt <= _MAX_BELIEVED else _NO_USAGE
+    return replace(prompt, output=said.output if said.output <= _MAX_BELIEVED else 0)

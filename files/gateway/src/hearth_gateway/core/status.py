@@ -15,10 +15,12 @@ _STATES = {Phase.CLOSED: "closed", Phase.HALF_OPEN: "half-open", Phase.OPEN: "op
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """``reachable`` asks the database, ``queued`` counts the ledger rows that wait to be written."""
+    """``reachable`` asks the database, ``queued`` counts the ledger rows that wait to be written, ``alive`` says
+    whether anybody writes them."""
 
     reachable: Callable[[], bool]
     queued: Callable[[], int]
+    alive: Callable[[], bool]
 
 
 class Status:
@@ -34,6 +36,10 @@ class Status:
         self._breakers = breakers
         self._store = store
         self._kinds = kinds
+
+    def alive(self) -> bool:
+        """False: this process will not recover, and should be started anew."""
+        return self._store.alive()
 
     def checks(self) -> dict[str, str]:
         """What must be "ok" before anybody is sent here."""

@@ -12,6 +12,7 @@ refuses to start instead of writing wrong rows.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ class DatabaseError(Exception):
 
 class BusyError(sa.exc.DBAPIError):
     """Another connection writes to SQLite's file at the moment."""
+
+
+class ValueFaultError(sa.exc.DBAPIError):
+    """The database works, and cannot hold one of the values it was given."""
 
 
 def open_database(url: str, password: str | None = None) -> sa.Engine:
@@ -75,13 +80,16 @@ class DriverConnection:
     """A connection of the driver's own, and transactions on it, for what runs with every request.
 
     SQLAlchemy's bookkeeping for a transaction costs several times what SQLite needs for its statements.
-    Every method raises ``SQLAlchemyError``, as a ``Connection`` does. For one thread at a time. On SQLite,
-    ``begin`` does not wait for who else is writing, but raises ``BusyError``.
+    Every method raises ``SQLAlchemyError``, as a ``Connection`` does; ``ValueFaultError`` where a parameter is at
+    fault. For one thread at a time. On SQLite, ``begin`` does not wait for who else is writing, but raises
+    ``BusyError``.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
         self.dialect = engine.dialect
-        self._fault = engine.dialect.loaded_dbapi.Error
+        dbapi = engine.dialect.loaded_dbapi
+        self._fault = dbapi.Error
+        self._value_faults = (dbapi.DataError, dbapi.IntegrityError)
         self._is_sqlite = not is_postgresql(engine)
         try:
             self._pooled = engine.raw_connection()
@@ -109,7 +117,11 @@ class DriverConnection:
             else:
                 self._cursor.execute(statement, parameters)
         except self._fault as error:
-            raise sa.exc.DBAPIError(statement, None, error) from None
+            wrapper = ValueFaultError if isinstance(error, self._value_faults) else sa.exc.DBAPIError
+            raise wrapper(statement, None, error) from None
+        except (OverflowError, ValueError, TypeError) as error:
+            # A number of more than 64 bits, half a character: the drivers say so in Python's own words.
+            raise ValueFaultError(statement, None, error) from None
         return self._cursor
 
     def commit(self) -> None:
@@ -123,6 +135,12 @@ class DriverConnection:
 
     def close(self) -> None:
         """Not back into the pool: it may be broken, or changed in a way that the next user does not expect."""
+        if self._is_sqlite:
+            # SQLite keeps a connection, and its lock, for as long as somebody has a statement of it: an
+            # exception, say, whose traceback is being looked at.
+            with contextlib.suppress(self._fault):
+                self._cursor.close()
+                self._pooled.rollback()
         self._pooled.invalidate()
 
     def _end(self, how: Callable[[], None]) -> None:

@@ -13,6 +13,9 @@ The order within a transaction is what makes a limit exact. The sums of the scop
 by settlements and by all that new intents want to reserve; that also locks their rows, so another
 replica waits. Then the intents are looked at one by one, against the sums as they were before each;
 those that find a ceiling full are taken out again and refused.
+
+One row that cannot be written must not stop the others. Where the database works and refuses a value, the batch is
+written item by item: an intent of that kind is refused, a settlement is charged at what was reserved for it.
 """
 
 # ruff: noqa: S608  (statements are put together from constants of this file; values are parameters)
@@ -24,7 +27,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sqlalchemy as sa
@@ -33,8 +36,9 @@ from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, LimitEvent
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.records import record
-from hearth_gateway.store.database import BusyError, DriverConnection, is_postgresql, reason
+from hearth_gateway.store.database import BusyError, DriverConnection, ValueFaultError, is_postgresql, reason
 from hearth_gateway.store.spending import Changes, driver_text
+from hearth_gateway.translate.events import Usage
 
 # Settlements without an intent to ride with are written after this time.
 _SETTLE_WAIT_S = 0.05
@@ -45,6 +49,8 @@ _BUSY_S = 5.0
 _BUSY_PAUSE_S = 0.002
 # The database is busy or away: this long a request waits for its intent before it is refused.
 _INTENT_WAIT_S = 10.0
+# Nobody sends as many requests a minute: such a limit is none, and need not fit into the database.
+_MAX_RATE = 1_000_000
 # Full disk: this many answers can still be counted while we wait. Then new requests are refused.
 _MAX_QUEUED = 5000
 
@@ -54,6 +60,13 @@ def _unavailable() -> GatewayError:
         Kind.LEDGER_UNAVAILABLE,
         "The gateway cannot write its ledger. The operator has to look at its disk or database.",
         retry_after_s=30,
+    )
+
+
+def _unwritable() -> GatewayError:
+    return GatewayError(
+        Kind.INTERNAL,
+        "The gateway cannot write this request into its ledger. The operator finds the reason in its log.",
     )
 
 
@@ -106,8 +119,9 @@ class _Settle:
 class Ledger:
     """The ``Books`` in a database. Safe to use from many threads.
 
-    ``on_problem`` is told once, as a sentence, when writing starts to fail; ``on_limit`` of each
-    ceiling that is reached; ``on_sums`` of what is used of a ceiling, each time it changes.
+    ``on_problem`` is told, as a sentence, once when writing starts to fail, and of each row that cannot be
+    written; ``on_limit`` of each ceiling that is reached; ``on_sums`` of what is used of a ceiling, each time
+    it changes.
     """
 
     def __init__(
@@ -118,7 +132,7 @@ class Ledger:
         on_sums: Callable[[Ceiling, Sums], None] = lambda _ceiling, _sums: None,
     ) -> None:
         self.instance = secrets.token_hex(8)
-        self._writer = _Writer(engine, self.instance, on_limit, on_sums)
+        self._writer = _Writer(engine, self.instance, on_limit, on_sums, on_problem)
         self._engine = engine
         self._on_problem = on_problem
         # Any thread appends; who holds `_writing` takes away, from the left, what is written.
@@ -142,6 +156,11 @@ class Ledger:
     @property
     def queued(self) -> int:
         return len(self._queue)
+
+    @property
+    def alive(self) -> bool:
+        """Whether settlements will be written. If not, only a new process helps."""
+        return self._stopping or self._thread.is_alive()
 
     def check(self) -> None:
         if len(self._queue) >= _MAX_QUEUED:
@@ -173,7 +192,7 @@ class Ledger:
 
     def reachable(self) -> bool:
         """Whether the last write worked and the database answers now."""
-        if self.failing:
+        if self.failing or not self.alive:
             return False
         connection = None
         try:
@@ -223,17 +242,27 @@ class Ledger:
 
     def _write_loop(self) -> None:
         while self._queue or not self._stopping:
-            self._wait_for_work()
-            with self._writing:
-                written = self._write_patiently()
-            if written:
-                self._pass_on()
-            elif self._stopping:
-                break
-            else:
+            try:
+                written = self._round()
+            except Exception as error:  # this thread is the only one that writes what nobody waits for
+                written = False
+                if not self.failing:
+                    self.failing = bool(self._queue)
+                    self._problem(f"the ledger cannot be written: {_said(error)}")
+            if not written:
+                if self._stopping:
+                    break
                 self._retry_now.wait(_RETRY_S)
         with self._writing:
             self._writer.close()
+
+    def _round(self) -> bool:
+        self._wait_for_work()
+        with self._writing:
+            written = self._write_patiently()
+        if written:
+            self._pass_on()
+        return written
 
     def _wait_for_work(self) -> None:
         """Until something cannot be written by a request, or settlements have waited long enough."""
@@ -250,8 +279,13 @@ class Ledger:
             if not self._queue and not self._stopping:
                 self._bell.wait()
             self._asleep = False
-            if any(isinstance(self._queue[index], _Begin) for index in range(len(self._queue))):
+            if self._somebody_waits():
                 return
+
+    def _somebody_waits(self) -> bool:
+        with contextlib.suppress(IndexError):  # a request writes, and takes away what was there
+            return any(isinstance(self._queue[index], _Begin) for index in range(len(self._queue)))
+        return False
 
     def _write_patiently(self) -> bool:
         batch, until = self._batch(), time.monotonic() + _BUSY_S
@@ -262,6 +296,8 @@ class Ledger:
                 if time.monotonic() >= until:
                     self._failed(busy)
                     return False
+            if self._queue[0] is not batch[0]:
+                batch = self._batch()  # in halves, and the first is written
             time.sleep(_BUSY_PAUSE_S)
 
     def _batch(self) -> list[_Begin | _Settle]:
@@ -276,9 +312,15 @@ class Ledger:
             self._writer.write(batch)
         except BusyError:
             raise
-        except sa.exc.SQLAlchemyError as error:
-            self._failed(error)
-            return False
+        except Exception as error:
+            if not _is_of_a_row(error):
+                self._failed(error)
+                return False
+            # Whoever else waits must not suffer from it: halves, until it is alone.
+            if len(batch) == 1:
+                return self._set_aside(batch[0], error)
+            half = len(batch) // 2
+            return self._write(batch[:half]) and self._write(batch[half:])
         self.failing = False
         for item in batch:
             self._queue.popleft()
@@ -286,12 +328,37 @@ class Ledger:
                 item.answer()
         return True
 
-    def _failed(self, error: sa.exc.SQLAlchemyError) -> None:
+    def _set_aside(self, item: _Begin | _Settle, error: Exception) -> bool:
+        """``item``, the first of the queue, can never be written. False if nor can what stands in for it."""
+        self.failing = False
+        if isinstance(item, _Begin):
+            self._told_aside("refused", error)
+            item.error = _unwritable()
+            self._queue.popleft()
+            item.answer()
+            return True
+        if item.settlement is None or item.settlement.state == "unknown":
+            # The intent stays, with what it holds, until this process is gone: then it is charged as unknown.
+            self._told_aside("left open", error)
+            self._queue.popleft()
+            return True
+        self._told_aside("charged at what was reserved for it", error)
+        instead = self._queue[0] = _Settle(item.intent, _as_reserved(item.intent, item.settlement))
+        return self._write([instead])
+
+    def _told_aside(self, fate: str, error: Exception) -> None:
+        self._problem(f"the ledger cannot hold a value of a row, which is {fate}: {_said(error)}")
+
+    def _failed(self, error: Exception) -> None:
         if not self.failing:
             self.failing = True
-            self._on_problem(f"the ledger cannot be written: {reason(error)}")
+            self._problem(f"the ledger cannot be written: {_said(error)}")
         self._fail_begins()
         self._bell.ring()  # the ledger's own thread tries again
+
+    def _problem(self, text: str) -> None:
+        with contextlib.suppress(Exception):  # whatever becomes of the sentence, writing goes on
+            self._on_problem(text)
 
     def _fail_begins(self) -> None:
         """Refuse who waits: they must not call a vendor. What they wanted written is taken back later, in
@@ -305,6 +372,23 @@ class Ledger:
         for item in failed:
             item.error = _unavailable()
             item.answer()
+
+
+def _is_of_a_row(error: Exception) -> bool:
+    """Whether the database can be used, as far as ``error`` tells. A mistake of ours is taken for one row's, too: if it
+    is not, each item meets it and is set aside, and nobody waits for ever."""
+    return isinstance(error, ValueFaultError) or not isinstance(error, sa.exc.SQLAlchemyError | OSError | MemoryError)
+
+
+def _said(error: Exception) -> str:
+    return reason(error) if isinstance(error, sa.exc.SQLAlchemyError) else type(error).__name__
+
+
+def _as_reserved(intent: Intent, settlement: Settlement) -> Settlement:
+    """The numbers of ``intent``, which the ledger holds already."""
+    usage = Usage(input=intent.prompt_tokens, output=intent.max_output_tokens)
+    leg = replace(settlement.leg, usage=usage, images=intent.images, duration_s=0.0, first_token_s=None)
+    return Settlement(leg, usage, "unknown", intent.cost_nano)
 
 
 class _NotOpenError(Exception):
@@ -324,11 +408,13 @@ class _Writer:
         instance: str,
         on_limit: Callable[[LimitEvent], None],
         on_sums: Callable[[Ceiling, Sums], None],
+        on_problem: Callable[[str], None],
     ) -> None:
         self._engine = engine
         self._instance = instance
         self._on_limit = on_limit
         self._on_sums = on_sums
+        self._on_problem = on_problem
         self._driver: DriverConnection | None = None
         self._sql = _Statements(is_postgresql(engine))
         # After a failure nobody knows whether the last commit happened.
@@ -355,10 +441,18 @@ class _Writer:
             self.close()  # which takes back what was not committed
             raise
         self._careful = False
-        for event in events.found:
-            self._on_limit(event)
-        for ceiling, sums in events.changed:
-            self._on_sums(ceiling, sums)
+        self._tell(events)
+
+    def _tell(self, events: _Events) -> None:
+        """All is committed: a listener that fails must not have it written a second time."""
+        try:
+            for event in events.found:
+                self._on_limit(event)
+            for ceiling, sums in events.changed:
+                self._on_sums(ceiling, sums)
+        except Exception as error:
+            with contextlib.suppress(Exception):
+                self._on_problem(f"what a limit has left could not be told: {type(error).__name__}")
 
     def close(self) -> None:
         if self._driver is not None:
@@ -443,6 +537,8 @@ class _Writer:
         """
         if len(mine) >= rate.amount:
             return mine[-rate.amount]
+        if rate.amount > _MAX_RATE:
+            return None
         kind, _, name = rate.scope.partition(":")
         statement = self._sql.recent_of_person if kind == "person" else self._sql.recent_of_program
         since = int((now - MINUTE_S) * 1000)
@@ -603,8 +699,7 @@ class _Statements:
             "WHERE request_id = ? AND leg = ? AND state "
         )
         recent = (
-            "SELECT started_at_ms FROM ledger WHERE {} = ? AND started_at_ms > ? AND leg = 1 "
-            "ORDER BY started_at_ms DESC LIMIT 1 OFFSET ?"
+            "SELECT started_at_ms FROM ledger WHERE {} = ? AND started_at_ms > ? AND leg = 1 ORDER BY started_at_ms DESC LIMIT 1 OFFSET ?"
         )
         lock = " FOR UPDATE" if postgresql else ""
         self.insert = driver_text(

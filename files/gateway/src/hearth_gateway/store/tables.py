@@ -20,7 +20,8 @@ schema_steps = sa.Table("schema_steps", metadata, sa.Column("step", sa.Integer, 
 #
 # `state`: `intent` = the provider may have been called, the end is not known; tokens and cost are then
 # the most it can cost. `settled` = the provider's own count. `estimated` = it broke off before the
-# provider said its count; ours. `unknown` = the gateway died meanwhile; the intent's numbers stay.
+# provider said its count; ours. `unknown` = the gateway died meanwhile, or this table could not hold
+# the provider's numbers; the intent's stay.
 # `cost_nano` NULL = nobody has told us a price. `instance` = the process that wrote the intent.
 ledger = sa.Table(
     "ledger",

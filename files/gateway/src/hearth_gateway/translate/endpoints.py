@@ -18,6 +18,7 @@ from hearth_gateway.translate.events import Document, End, Event, Usage
 from hearth_gateway.translate.fields import model_name, optional, positive, string
 from hearth_gateway.translate.model import EndpointRequest
 from hearth_gateway.translate.vendor_errors import protocol_error
+from hearth_gateway.translate.vendor_fields import count as token_count
 
 MAX_INPUTS = 2048  # OpenAI's own limits, both
 MAX_IMAGES = 10
@@ -135,7 +136,7 @@ def _images(document: dict[str, Any]) -> tuple[dict[str, Any], Usage]:
         raise KeyError
     counts = document.get("usage") or {}
     usage = Usage(input=_count(counts.get("input_tokens")), output=_count(counts.get("output_tokens")))
-    shaped = {"created": _count(document.get("created")), "data": pictures}
+    shaped = {"created": _seconds(document.get("created")), "data": pictures}
     shaped |= {name: document[name] for name in _IMAGE_FIELDS if isinstance(document.get(name), str)}
     if counts:
         shaped["usage"] = {
@@ -158,6 +159,10 @@ def _details(value: Any, total: int) -> dict[str, int]:
 
 
 def _count(value: Any) -> int:
+    return token_count(value) or 0
+
+
+def _seconds(value: Any) -> int:
     if value is None:
         return 0
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:

@@ -15,13 +15,22 @@ def string(value: Any) -> str:
     return value
 
 
+# Stands for every count that is larger. It fits 32 bits, as the columns of the ledger do, and nobody is billed by it
+# (core/metering.py): an answer that is otherwise good must not be lost because of the number beside it.
+MAX_COUNT = 1_000_000_000
+# From here on JSON's whole numbers arrive as floats.
+_BEYOND_INT = 2.0**63
+
+
 def count(value: Any) -> int | None:
-    """A number of tokens; None for one that is absent."""
+    """A number of tokens, at most ``MAX_COUNT``; None for one that is absent."""
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        if isinstance(value, float) and value >= _BEYOND_INT:
+            return MAX_COUNT
         raise TypeError
-    return value
+    return value if value < MAX_COUNT else MAX_COUNT
 
 
 def call_id(value: Any) -> str:
