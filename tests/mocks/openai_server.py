@@ -216,7 +216,7 @@ class Answer:
             self.usage["prompt_tokens"] += 1200
             self.usage["prompt_tokens_details"] = {"cached_tokens": 1000, "cache_creation_tokens": 200}
             self.usage["cache_read_input_tokens"], self.usage["cache_creation_input_tokens"] = 1000, 200
-        if scenario.removeprefix("usage-").isdigit():
+        if scenario.startswith("usage-"):
             self.usage["prompt_tokens"] = int(scenario.removeprefix("usage-"))
         self.usage["total_tokens"] = self.usage["prompt_tokens"] + self.usage["completion_tokens"]
 
@@ -287,7 +287,9 @@ def embeddings(body: Json, scenario: str) -> Json:
 
 
 # The smallest PNG: one transparent pixel.
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
+)
 
 
 def images(body: Json, scenario: str) -> Json:

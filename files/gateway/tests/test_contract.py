@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -164,6 +165,10 @@ def test_every_response_of_the_page_and_the_process_is_described(gateway: Gatewa
             described.send("GET", f"/v1/models/{name}", "/v1/models/{model}", headers={**AUTH, **version})
     gateway.lifecycle.drain()
     assert described.send("GET", "/readyz").status_code == 503
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gateway.ledger, "_thread", threading.Thread())  # one that does not run: nothing would be written
+        assert described.send("GET", "/healthz").status_code == 503
+        assert described.send("GET", "/readyz").get_json()["checks"]["store"] == "failing"
 
 
 @pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
