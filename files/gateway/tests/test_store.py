@@ -20,6 +20,7 @@ from hearth_gateway.config import AllLimitsConfig, LimitsConfig
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.limits import LimitBook, LimitEvent
 from hearth_gateway.core.metering import Intent, Leg, Settlement
+from hearth_gateway.core.usage import UsageReport
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.store import ledger as ledger_module
 from hearth_gateway.store.database import MIGRATIONS, DatabaseError, Step, migrate, open_database
@@ -27,6 +28,7 @@ from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.tables import ledger as ledger_table
 from hearth_gateway.store.tables import metadata, schema_steps, schema_version
+from hearth_gateway.store.usage import SqlUsage
 from hearth_gateway.translate.events import Usage
 
 PATIENCE_S = 20
@@ -568,6 +570,22 @@ def test_requests_of_any_minute(tmp_path: Path) -> None:
     assert refused.value.retry_after_s == 30 and "3 requests a minute" in refused.value.message
     ledger.begin(intent(2, book, leg=2, at=NOW + 30))  # the second provider of an accepted request
     run(ledger, intent(5, book, at=NOW + 60.1))
+    assert ledger.close(PATIENCE_S) == 0
+
+
+def test_a_clock_that_was_ahead_locks_nobody_out(tmp_path: Path) -> None:
+    book = LimitBook(AllLimitsConfig(program=LimitsConfig(requests_per_minute=3)))
+    ledger = open_ledger(tmp_path / "hearth.db", [])
+    ahead_s = 5 * 3600
+    for number in range(3):
+        run(ledger, intent(number, book, at=NOW + ahead_s + number))
+    for number in range(3, 6):
+        run(ledger, intent(number, book, at=NOW + number / 10))
+    with pytest.raises(GatewayError, match="quota_exceeded"):
+        ledger.begin(intent(6, book, at=NOW - 0.2))  # by a replica whose clock is a little behind
+    usage = SqlUsage(open_database(f"sqlite:///{tmp_path}/hearth.db"))
+    (left,) = (limit for limit in UsageReport(usage, book).of(Caller("ann"), 1, NOW + 1)["limits"])
+    assert (left["used"], left["left"]) == ("3", "0")
     assert ledger.close(PATIENCE_S) == 0
 
 

@@ -39,8 +39,8 @@ class FakeStore:
     def sums(self, keys: Sequence[Key]) -> Mapping[Key, Sums]:
         return {key: self.sums_of[key] for key in keys if key in self.sums_of}
 
-    def requests_since(self, scope: str, since: float) -> int:
-        assert since == NOW - 60
+    def requests_between(self, scope: str, since: float, until: float) -> int:
+        assert (since, until) == (NOW - 60, NOW + 1)
         return 4
 
 

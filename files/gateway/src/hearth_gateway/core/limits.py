@@ -26,6 +26,9 @@ from hearth_gateway.errors import GatewayError, Kind
 
 HOUSE = "house"
 MINUTE_S = 60
+# The clocks of replicas differ by less. What began later than that was written by a clock that has been put right since;
+# counted, it would fill the last minute for hours.
+CLOCK_SKEW_S = 1
 # What waits for others to finish may be free again in seconds.
 _HELD_RETRY_S = 5
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 from hearth_gateway.core.identity import Caller
-from hearth_gateway.core.limits import HOUSE, Calendar, Ceiling, Key, LimitBook, Rate, Sums
+from hearth_gateway.core.limits import CLOCK_SKEW_S, HOUSE, MINUTE_S, Calendar, Ceiling, Key, LimitBook, Rate, Sums
 from hearth_gateway.core.prices import usd
 
 MAX_DAYS = 366
@@ -70,8 +70,8 @@ class UsageStore(Protocol):
     def sums(self, keys: Sequence[Key]) -> Mapping[Key, Sums]:
         """Those there are. Raises ``GatewayError``."""
 
-    def requests_since(self, scope: str, since: float) -> int:
-        """Requests of a scope begun after ``since`` (Unix seconds). Raises ``GatewayError``."""
+    def requests_between(self, scope: str, since: float, until: float) -> int:
+        """Requests of a scope begun between the two (Unix seconds). Raises ``GatewayError``."""
 
 
 class UsageReport:
@@ -105,7 +105,8 @@ class UsageReport:
         bounds = self._limits.bounds(caller, now)
         sums = self._store.sums([ceiling.key for ceiling in bounds.ceilings])
         calendar = self._limits.calendar
-        left = [_rate(rate, self._store.requests_since(rate.scope, now - 60)) for rate in bounds.rates]
+        minute = (now - MINUTE_S, now + CLOCK_SKEW_S)
+        left = [_rate(rate, self._store.requests_between(rate.scope, *minute)) for rate in bounds.rates]
         return left + [_ceiling(ceiling, sums.get(ceiling.key, Sums()), calendar) for ceiling in bounds.ceilings]
 
 

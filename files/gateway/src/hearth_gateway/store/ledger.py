@@ -32,7 +32,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from hearth_gateway.core.limits import MINUTE_S, Ceiling, Key, Level, LimitEvent, Rate, Sums, reported_bit
+from hearth_gateway.core.limits import CLOCK_SKEW_S, MINUTE_S, Ceiling, Key, Level, LimitEvent, Rate, Sums, reported_bit
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.records import record
@@ -541,8 +541,8 @@ class _Writer:
             return None
         kind, _, name = rate.scope.partition(":")
         statement = self._sql.recent_of_person if kind == "person" else self._sql.recent_of_program
-        since = int((now - MINUTE_S) * 1000)
-        row = driver.exec_driver_sql(statement, (name, since, rate.amount - len(mine) - 1)).fetchone()
+        since, until = int((now - MINUTE_S) * 1000), int((now + CLOCK_SKEW_S) * 1000)
+        row = driver.exec_driver_sql(statement, (name, since, until, rate.amount - len(mine) - 1)).fetchone()
         return None if row is None else row[0] / 1000
 
     def _insert(self, driver: DriverConnection, begins: list[_Begin]) -> None:
@@ -699,7 +699,8 @@ class _Statements:
             "WHERE request_id = ? AND leg = ? AND state "
         )
         recent = (
-            "SELECT started_at_ms FROM ledger WHERE {} = ? AND started_at_ms > ? AND leg = 1 ORDER BY started_at_ms DESC LIMIT 1 OFFSET ?"
+            "SELECT started_at_ms FROM ledger WHERE {} = ? AND started_at_ms > ? AND started_at_ms < ? AND leg = 1 "
+            "ORDER BY started_at_ms DESC LIMIT 1 OFFSET ?"
         )
         lock = " FOR UPDATE" if postgresql else ""
         self.insert = driver_text(

@@ -47,10 +47,11 @@ class SqlUsage:
             rows = connection.execute(sa.select(columns.scope, columns.period, *amounts).where(wanted)).all()
         return {(row[0], row[1]): Sums(*row[2:]) for row in rows}
 
-    def requests_since(self, scope: str, since: float) -> int:
+    def requests_between(self, scope: str, since: float, until: float) -> int:
         kind, _, name = scope.partition(":")
         mine = ledger.c.person == name if kind == "person" else ledger.c.caller == name
-        recent = (ledger.c.started_at_ms > int(since * 1000)) & (ledger.c.leg == 1)
+        begun = ledger.c.started_at_ms
+        recent = (begun > int(since * 1000)) & (begun < int(until * 1000)) & (ledger.c.leg == 1)
         with self._reading() as connection:
             return int(connection.execute(sa.select(sa.func.count()).where(mine, recent)).scalar_one())
 
