@@ -145,15 +145,21 @@ def spent(gateway: Gateway, email: str) -> Decimal:
     return Decimal(str(usage["total"]["cost_usd"]))
 
 
+def shares(gateway: Gateway) -> list[str]:
+    return [line for line in gateway.metrics().splitlines() if line.startswith("hearth_limit_used_ratio{")]
+
+
 def test_what_was_used_this_month_counts_against_the_limit_of_the_new_address(gateway: Gateway) -> None:
     assert ask(gateway, ANN).status_code == 200
     gateway.settled_rows()
     cost = spent(gateway, ANN)
     assert cost > Decimal(A_MONTH)
     assert ask(gateway, ANN).status_code == 429
+    assert len(shares(gateway)) == 1
     done = person(gateway, "rename", "-", stdin=f"{ANN} {NEW}\n")
     assert (done["changed"], done["person"]["email"], done["ledger_rows"], done["open_rows"]) == (True, NEW, 1, 0)
     wait_for(lambda: me(gateway, ANN)[0] == 403, "the former address to be refused")
+    assert shares(gateway) == [], "of nobody by that address any more"
     refused = ask(gateway, NEW)
     assert refused.status_code == 429
     assert "for this month" in refused.json()["error"]["message"]

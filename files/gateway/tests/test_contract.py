@@ -76,6 +76,7 @@ def fill(gateway: Gateway) -> None:
         leg = Leg("r", 1, 0.0, caller, "demo", "demo", "demo", True, usage, "ok", 1.0, 0.5)
         gateway.metrics.record(Settlement(leg, usage, "estimated", cost_nano))
     book = LimitBook(AllLimitsConfig(person=LimitsConfig(tokens_per_day=10)))
+    gateway.metrics.limits_are(lambda ceiling: ceiling)
     gateway.metrics.limit_used(book.bounds(caller, time.time()).ceilings[0], Sums(tokens=5))
     gateway.metrics.limit_event(LimitEvent("person:ann@example.org", "tokens_per_day", "soft", "2026-11-21", 0.8))
     gateway.metrics.error(Kind.INTERNAL)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from decimal import Decimal
 
 import pytest
 
 from hearth_gateway.config import AllLimitsConfig, LimitsConfig
 from hearth_gateway.core.identity import Caller
-from hearth_gateway.core.limits import LimitBook, Sums
+from hearth_gateway.core.limits import LimitBook, LimitEvent, Sums
 from hearth_gateway.core.metering import Leg, Settlement
 from hearth_gateway.telemetry.metrics import Metrics, PersonLabels
 from hearth_gateway.translate.events import Usage
@@ -88,9 +89,37 @@ def test_shares_of_ceilings_are_those_of_the_current_period() -> None:
 def test_an_attempt_without_a_price_is_counted_as_that() -> None:
     mine = metrics()
     mine.record(replace(settled(), cost_nano=None, state="estimated"))
-    mine.unknown("anthropic", "x", 3)
     found = series(mine)
     assert found['hearth_unpriced_attempts_total{model="x",provider="anthropic"}'] == 1
     assert found['hearth_estimated_attempts_total{model="x",provider="anthropic",state="estimated"}'] == 1
-    assert found['hearth_estimated_attempts_total{model="x",provider="anthropic",state="unknown"}'] == 3
     assert not any("cost_usd" in name for name in found)
+
+
+def test_what_happens_once_was_zero_at_a_scrape_before() -> None:
+    """Else increase() is 0, and no alert fires."""
+    mine = metrics()
+    mine.expect([("anthropic", "x")])
+    mine.unknown("anthropic", "x", 3)  # at the start, before anybody could look
+    mine.unknown("anthropic", "of-an-older-configuration", 1)
+    before = series(mine)
+    limit = 'hearth_limit_events_total{level="soft",limit="money_per_day_usd",scope="person"}'
+    unknown = 'hearth_estimated_attempts_total{{model="{}",provider="anthropic",state="unknown"}}'
+    names = [limit, unknown.format("x"), unknown.format("of-an-older-configuration")]
+    assert [before[name] for name in names] == [0, 0, 0]
+    mine.limit_event(LimitEvent("person:ann@example.org", "money_per_day_usd", "soft", "2026-11-21", 0.8))
+    for _ in range(2):
+        after = series(mine)
+        assert [after[name] for name in names] == [1, 3, 1]
+    events = [name for name in before if name.startswith("hearth_limit_events_total")]
+    assert len(events) == 14 and set(events) == {name for name in after if name.startswith("hearth_limit_events_total")}
+
+
+def test_a_ceiling_that_is_gone_has_no_share_and_a_new_one_its_own() -> None:
+    mine, own = metrics(), {"ann@example.org": LimitsConfig(tokens_per_day=10, money_per_month_usd=Decimal(1))}
+    book = LimitBook(AllLimitsConfig(), own.get)
+    mine.limits_are(book.present)
+    for ceiling in book.bounds(Caller("app", "ann@example.org"), time.time()).ceilings:
+        mine.limit_used(ceiling, Sums(tokens=5, nano=10**9))
+    assert sorted(share for name, share in series(mine).items() if "limit_used" in name) == [0.5, 1]
+    own["ann@example.org"] = LimitsConfig(tokens_per_day=50)
+    assert [share for name, share in series(mine).items() if "limit_used" in name] == [0.1]

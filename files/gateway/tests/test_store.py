@@ -560,6 +560,27 @@ def test_a_soft_limit_is_told_once_in_its_period(tmp_path: Path) -> None:
     assert [(event.level, event.share >= 0.5) for event in events] == [("soft", True)]
 
 
+def test_a_ceiling_that_was_raised_is_told_of_again(tmp_path: Path) -> None:
+    own = LimitsConfig(tokens_per_day=20)
+    book = LimitBook(AllLimitsConfig(soft_share=0.5), lambda _email: own)
+    events: list[LimitEvent] = []
+    ledger = open_ledger(tmp_path / "hearth.db", [], on_limit=events.append)
+
+    def use_ten(number: int) -> list[str]:
+        before = len(events)
+        run(ledger, intent(number, book, person="ann@example.org"))
+        wait_until(lambda: ledger.queued == 0)
+        ledger.begin(intent(1000 + number))  # with what was queued; nobody's, for no ceiling
+        return [event.level for event in events[before:]]
+
+    assert [use_ten(number) for number in range(2)] == [["soft"], ["hard"]]
+    own = LimitsConfig(tokens_per_day=35)  # half of it is used already
+    assert [use_ten(number) for number in range(2, 4)] == [[], ["hard"]]
+    own = LimitsConfig(tokens_per_day=120)
+    assert [use_ten(number) for number in range(4, 12)] == [[], ["soft"], [], [], [], [], [], ["hard"]]
+    assert ledger.close(PATIENCE_S) == 0
+
+
 def test_requests_of_any_minute(tmp_path: Path) -> None:
     book = LimitBook(AllLimitsConfig(program=LimitsConfig(requests_per_minute=3)))
     ledger = open_ledger(tmp_path / "hearth.db", [])

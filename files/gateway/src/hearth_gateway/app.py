@@ -33,7 +33,7 @@ from hearth_gateway.core.catalogue import build_catalogue
 from hearth_gateway.core.conversation import ChatService, Limits, Routes, Target
 from hearth_gateway.core.identity import Caller, TokenStore
 from hearth_gateway.core.lifecycle import Lifecycle, Uploads
-from hearth_gateway.core.limits import Calendar, LimitBook, LimitEvent
+from hearth_gateway.core.limits import Calendar, Ceiling, LimitBook, LimitEvent
 from hearth_gateway.core.metering import LedgerMeter, Settlement
 from hearth_gateway.core.people import People, PeopleUnavailableError, Watch
 from hearth_gateway.core.prices import Price, PriceBook, price_book, served_pairs
@@ -243,6 +243,14 @@ def _money(config: Config, clock: Clock, engine: sa.Engine, identity: _Identity,
         share = round(event.share, 3)
         log.event("limit", scope=kind, subject=subject, limit=event.limit, level=event.level, period=event.period, share=share)
 
+    def present(ceiling: Ceiling) -> Ceiling | None:
+        kind, _, name = ceiling.scope.partition(":")
+        if kind == "person":
+            person = identity.people.of(name)
+            if person is None or not person.active:
+                return None  # forgotten, or known by another address now
+        return limits.present(ceiling)
+
     def unknown(provider: str, model: str, count: int) -> None:
         metrics.unknown(provider, model, count)
         log.event("charged-unknown", provider=provider, model=model, rows=count)
@@ -264,6 +272,8 @@ def _money(config: Config, clock: Clock, engine: sa.Engine, identity: _Identity,
 
     prices = price_book(config)
     limits = LimitBook(config.limits, identity.people.limits_of)
+    metrics.expect(served_pairs(config))
+    metrics.limits_are(present)
     ledger = Ledger(engine, problem, reached, metrics.limit_used)
     housekeeper = Housekeeper(engine, clock, limits.calendar, config.ledger_detail_days, ledger.instance, problem, unknown)
     try:

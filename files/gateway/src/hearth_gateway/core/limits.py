@@ -278,6 +278,13 @@ class LimitBook:
         self._known[who] = _Known(day, month, own, bounds)
         return bounds
 
+    def present(self, ceiling: Ceiling) -> Ceiling | None:
+        """The same ceiling as the limits are now; None if they have none such any more."""
+        kind, _, name = ceiling.scope.partition(":")
+        limits = self._house if kind == HOUSE else self._limits(ceiling.scope, self._limits_of(name) if kind == "person" else None)
+        found = self._ceilings(ceiling.scope, limits, ceiling.period, ceiling.period)
+        return next((item for item in found if item.limit == ceiling.limit), None)
+
     def _bounds(self, caller: Caller, own: LimitsConfig | None, day: Period, month: Period) -> Bounds:
         ceilings: list[Ceiling] = []
         rates: list[Rate] = []

@@ -650,22 +650,23 @@ class _Events:
         for ceiling in ceilings:
             now = sums[ceiling.key]
             self.changed.append((ceiling, now))
-            if ceiling.is_soft(now):
-                self._report(ceiling, now, "soft")
-                if ceiling.is_used_up(now):
-                    self._report(ceiling, now, "hard")
+            self._note(ceiling, now, "soft", ceiling.is_soft(now))
+            self._note(ceiling, now, "hard", ceiling.is_used_up(now))
 
-    def _report(self, ceiling: Ceiling, sums: Sums, level: Level) -> None:
+    def _note(self, ceiling: Ceiling, sums: Sums, level: Level, reached: bool) -> None:
         key, bit = ceiling.key, reported_bit(ceiling.limit, level)
-        if (self._reported[key] | self._new.get(key, 0)) & bit:
+        bits = self._new.get(key, self._reported[key])
+        if bool(bits & bit) == reached:
             return
-        self._new[key] = self._new.get(key, 0) | bit
-        share = ceiling.used(sums) / max(ceiling.amount, 1)
-        self.found.append(LimitEvent(ceiling.scope, ceiling.limit, level, ceiling.period.key, share))
+        # What was reported and is not reached is a ceiling that somebody has raised: it is to be heard of again.
+        self._new[key] = bits ^ bit
+        if reached:
+            share = ceiling.used(sums) / max(ceiling.amount, 1)
+            self.found.append(LimitEvent(ceiling.scope, ceiling.limit, level, ceiling.period.key, share))
 
     def save(self, driver: DriverConnection, sql: _Statements) -> None:
         for (scope, period), bits in self._new.items():
-            driver.exec_driver_sql(sql.report, (self._reported[scope, period] | bits, scope, period))
+            driver.exec_driver_sql(sql.report, (bits, scope, period))
 
 
 # --- statements --------------------------------------------------------------------------------

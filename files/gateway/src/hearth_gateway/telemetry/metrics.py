@@ -11,7 +11,8 @@ from collections import defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from itertools import product
+from typing import Literal, get_args
 
 from prometheus_client import (
     CollectorRegistry,
@@ -26,7 +27,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from hearth_gateway import __version__
-from hearth_gateway.core.limits import Ceiling, Limit, LimitEvent, Sums, scope_kind
+from hearth_gateway.core.limits import HOUSE, Ceiling, Level, Limit, LimitEvent, Sums, scope_kind
 from hearth_gateway.core.metering import CANCELLED, OK, Settlement
 from hearth_gateway.core.prices import NANO
 from hearth_gateway.errors import Kind, Owner
@@ -104,7 +105,7 @@ DEFINITIONS: tuple[Definition, ...] = (
         "counter",
         ("provider", "model", "state"),
         "Attempts whose usage is an estimate. `state`: estimated (broken off before the provider said its count), unknown (the "
-        "gateway died meanwhile).",
+        "gateway died meanwhile; counted after the next scrape, so that increase() sees it).",
     ),
     Definition(
         "hearth_person_requests_total",
@@ -171,6 +172,9 @@ PROCESS_DEFINITIONS: tuple[Definition, ...] = (
 
 
 OTHER_PEOPLE = "other"
+_DAYS_AND_MONTHS: tuple[Limit, ...] = ("tokens_per_day", "money_per_day_usd", "money_per_month_usd")
+# The ceilings that each kind of scope may have.
+_LIMITS_OF: dict[str, tuple[Limit, ...]] = {"person": _DAYS_AND_MONTHS, "program": _DAYS_AND_MONTHS, HOUSE: ("money_per_month_usd",)}
 
 
 class PersonLabels:
@@ -201,6 +205,8 @@ class _LimitShares(Collector):
     def __init__(self, definition: Definition, people: PersonLabels) -> None:
         self._definition = definition
         self._people = people
+        # The same ceiling as it is now; None: it was taken away since.
+        self.present: Callable[[Ceiling], Ceiling | None] = lambda ceiling: ceiling
         self._latest: dict[tuple[str, Limit], tuple[Ceiling, Sums]] = {}
 
     def saw(self, ceiling: Ceiling, sums: Sums) -> None:
@@ -209,9 +215,12 @@ class _LimitShares(Collector):
     def collect(self) -> Iterable[GaugeMetricFamily]:
         now = time.time()
         shares: dict[tuple[str, str, Limit], float] = {}
-        for ceiling, sums in list(self._latest.values()):
-            if ceiling.period.end <= now:
+        for seen, sums in list(self._latest.values()):
+            if seen.period.end <= now:
                 continue  # who asks nothing today has used nothing of today: yesterday's share must not stay
+            ceiling = self.present(seen)
+            if ceiling is None:
+                continue
             kind, _, name = ceiling.scope.partition(":")
             labels = (kind, self._people.label(name) if kind == "person" else name, ceiling.limit)
             share = ceiling.used(sums) / max(ceiling.amount, 1)
@@ -236,6 +245,8 @@ class Metrics:
     def __init__(self, people: PersonLabels | None = None) -> None:
         self._people = people or PersonLabels(0, lambda _email: "")
         self._settled: deque[Settlement] = deque()
+        # (provider, model, number) of what is counted after the next scrape.
+        self._unknown: deque[tuple[str, str, int]] = deque()
         # Held by who touches the metrics of attempts: a scrape, or who counts.
         self._counting = threading.Lock()
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -258,6 +269,19 @@ class Metrics:
         # Looking up a child by its labels costs more than counting; label sets are few and closed.
         self._counter = lru_cache(maxsize=4096)(lambda name, *labels: self._counters[name].labels(*labels))
         self._histogram = lru_cache(maxsize=1024)(lambda name, *labels: self._histograms[name].labels(*labels))
+        for kind, limits in _LIMITS_OF.items():
+            for limit, level in product(limits, get_args(Level)):
+                self._counter("hearth_limit_events_total", kind, limit, level)
+
+    def expect(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Show what is rare at zero from the start, for these (provider, model): a counter that begins with its first
+        event has no increase that an alert could see."""
+        for pair, state in product(pairs, ("estimated", "unknown")):
+            self._counter("hearth_estimated_attempts_total", *pair, state)
+
+    def limits_are(self, present: Callable[[Ceiling], Ceiling | None]) -> None:
+        """``present`` tells what a ceiling that was seen is now; None if it is none any more."""
+        self._limit_shares.present = present
 
     def measure(self, name: str, read: Callable[[], float], *labels: str) -> None:
         """Let the gauge ``name`` call ``read`` at every scrape."""
@@ -280,9 +304,14 @@ class Metrics:
         self._counter("hearth_limit_events_total", scope_kind(event.scope), event.limit, event.level).inc()
 
     def unknown(self, provider: str, model: str, count: int) -> None:
-        """Intents of a dead gateway were charged."""
+        """Intents of a dead gateway were charged.
+
+        That happens before the first scrape could be, and the number grows perhaps only once. So it is counted
+        when a scrape has seen the series without it.
+        """
         with self._counting:
-            self._counter("hearth_estimated_attempts_total", provider, model, "unknown").inc(count)
+            self._counter("hearth_estimated_attempts_total", provider, model, "unknown")
+        self._unknown.append((provider, model, count))
 
     def record(self, settled: Settlement) -> None:
         """Counted a little later, at a scrape at the latest.
@@ -343,4 +372,8 @@ class Metrics:
     def exposition(self) -> bytes:
         with self._counting:
             self._count_settled()
-            return generate_latest(self.registry)
+            shown = generate_latest(self.registry)
+            while self._unknown:
+                provider, model, count = self._unknown.popleft()
+                self._counter("hearth_estimated_attempts_total", provider, model, "unknown").inc(count)
+            return shown
