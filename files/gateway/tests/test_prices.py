@@ -10,9 +10,11 @@ import pytest
 
 from hearth_gateway.cli import main
 from hearth_gateway.config import Config, parse_config
+from hearth_gateway.core.metering import cache_write_of
 from hearth_gateway.core.prices import (
     MAX_AGE_DAYS,
     Price,
+    PriceBook,
     Rates,
     builtin_prices,
     cost,
@@ -23,8 +25,10 @@ from hearth_gateway.core.prices import (
     usd,
 )
 from hearth_gateway.translate.events import Usage
+from hearth_gateway.translate.messages_request import parse_messages_request
 
 TODAY = datetime.date(2026, 11, 21)
+CHEAP_WRITES = Rates(Decimal("3"), Decimal("15"), Decimal("0.3"), Decimal(0), Decimal(0))
 RATES = Rates(Decimal("3"), Decimal("15"), Decimal("0.3"), Decimal("3.75"), Decimal("6"))
 
 
@@ -52,6 +56,47 @@ def test_each_kind_of_token_has_its_own_rate() -> None:
     # 1*3 + 10*0.3 + 1000*3.75 + 100*6 + 10000*15, by hand
     assert cost(usage, price()) == Decimal("154356") / 1_000_000
     assert cost(Usage(), price()) == 0
+
+
+def test_the_most_that_a_request_can_cost() -> None:
+    long = Rates(Decimal("6"), Decimal("20"), Decimal("0.6"), Decimal("7.5"), Decimal("12"))
+    book = PriceBook({("p", "m"): price(long_prompt=long, above_tokens=1000), ("p", "cheap"): Price(CHEAP_WRITES, "test", TODAY)})
+    assert [book.most_nano("p", "m", 100, 10, 0, write) for write in (None, "5m", "1h")] == [450_000, 525_000, 750_000]
+    assert [book.most_nano("p", "m", 1001, 10, 0, write) for write in (None, "1h")] == [6_206_000, 12_212_000]
+    assert book.most_nano("p", "cheap", 100, 10, 0, "1h") == 450_000, "what is not written is dearer"
+    assert book.most_nano("p", "other", 100, 10, 0, "1h") is None
+
+
+MARKED: dict[str, Any] = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+MARKED_1H: dict[str, Any] = {**MARKED, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, None),
+        ({"system": [MARKED]}, "5m"),
+        ({"system": [MARKED_1H]}, "1h"),
+        ({"messages": [{"role": "user", "content": [MARKED, MARKED_1H]}]}, "1h"),
+        ({"tools": [{"name": "f", "input_schema": {"type": "object"}, "cache_control": MARKED_1H["cache_control"]}]}, "1h"),
+        ({"cache_control": {"type": "ephemeral"}}, "5m"),
+    ],
+)
+def test_for_how_long_a_prompt_is_to_be_cached(changes: dict[str, Any], expected: str | None) -> None:
+    body = {"model": "m", "max_tokens": 5, "messages": [{"role": "user", "content": "Hi"}], **changes}
+    assert cache_write_of(parse_messages_request(body)) == expected
+
+
+def test_a_result_of_a_tool_may_be_cached() -> None:
+    body = {
+        "model": "m", "max_tokens": 5,
+        "messages": [
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": [{"type": "tool_use", "id": "t", "name": "f", "input": {}}]},
+            {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "t", "content": [MARKED_1H]}]},
+        ],
+    }  # fmt: skip
+    assert cache_write_of(parse_messages_request(body)) == "1h"
 
 
 def test_no_digit_is_lost() -> None:

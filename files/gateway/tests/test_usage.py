@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from decimal import Decimal
 from pathlib import Path
 
@@ -12,8 +13,8 @@ from gateway_fakes import FakeClock
 from hearth_gateway.config import AllLimitsConfig, LimitsConfig
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.limits import Key, LimitBook, Sums
-from hearth_gateway.core.metering import Intent, LedgerMeter, Leg, Settlement, billed
-from hearth_gateway.core.prices import PriceBook
+from hearth_gateway.core.metering import Admission, Intent, LedgerMeter, Leg, Settlement, billed
+from hearth_gateway.core.prices import Price, PriceBook, Rates
 from hearth_gateway.core.usage import Counts, Line, UsageReport
 from hearth_gateway.errors import Kind
 from hearth_gateway.store.database import open_database
@@ -144,21 +145,31 @@ def test_who_hung_up_on_a_vendor_at_work_pays_for_the_prompt_and_a_fault_costs_n
         assert billed(leg(outcome, Usage()), 99) == (Usage(), "settled")
 
 
+class NoBooks:
+    def __init__(self) -> None:
+        self.settled: list[Settlement] = []
+
+    def check(self) -> None: ...
+
+    def begin(self, intent: Intent) -> None: ...
+
+    def settle(self, intent: Intent, settlement: Settlement) -> None:
+        self.settled.append(settlement)
+
+
+def test_a_prompt_that_is_to_be_cached_is_reserved_at_what_that_costs() -> None:
+    rates = Rates(Decimal(10), Decimal(50), Decimal(1), Decimal("12.5"), Decimal(20))
+    prices = PriceBook({("p", "m"): Price(rates, "test", datetime.date(2026, 11, 21))})
+    meter = LedgerMeter(NoBooks(), prices, LimitBook(AllLimitsConfig()), FakeClock())
+    admission = Admission("r", ANN, "a", True, 90_000, 10, (("p", "m"),))
+    assert meter.intent(admission, 1, "p", "m").cost_nano == 900_500_000
+    assert meter.intent(replace(admission, cache_write="1h"), 1, "p", "m").cost_nano == 1_800_500_000
+
+
 def test_nothing_costs_nothing_also_without_a_price() -> None:
     """A fault at a provider without a price must not make the bill look incomplete."""
 
-    class Books:
-        def __init__(self) -> None:
-            self.settled: list[Settlement] = []
-
-        def check(self) -> None: ...
-
-        def begin(self, intent: Intent) -> None: ...
-
-        def settle(self, intent: Intent, settlement: Settlement) -> None:
-            self.settled.append(settlement)
-
-    books = Books()
+    books = NoBooks()
     meter = LedgerMeter(books, PriceBook({}), LimitBook(AllLimitsConfig()), FakeClock())
     intent = Intent("r", 1, 0, ANN, "a", "p", "m", True, 5, 5, 0, None, LimitBook(AllLimitsConfig()).bounds(ANN, NOW))
     meter.settle(intent, leg(Kind.UPSTREAM_OVERLOADED.value, Usage()))

@@ -16,7 +16,7 @@ from hearth_gateway.clock import Clock
 from hearth_gateway.core.breaker import RETRIES_ONCE, Breakers, Pair, Report, whole_seconds
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Lifecycle
-from hearth_gateway.core.metering import Admission, Leg, Meter, Reservation
+from hearth_gateway.core.metering import Admission, Leg, Meter, Reservation, cache_write_of
 from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.base import Call, Provider
@@ -136,6 +136,7 @@ def _admission(request_id: str, request: ChatRequest, caller: Caller, targets: S
         max_output_tokens=min(request.max_tokens or ceiling, ceiling),
         targets=tuple((target.provider.name, target.model) for target in targets),
         images=request.images,
+        cache_write=cache_write_of(request),
     )
 
 

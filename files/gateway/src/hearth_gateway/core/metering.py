@@ -9,15 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import chain
 from typing import Literal, Protocol
 
 from hearth_gateway.clock import Clock
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.limits import Bounds, LimitBook
-from hearth_gateway.core.prices import PriceBook
+from hearth_gateway.core.prices import CacheWrite, PriceBook
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.records import record
 from hearth_gateway.translate.events import Usage
+from hearth_gateway.translate.model import ChatRequest, ToolResult
 
 # The outcome of an answer that nobody waited for. All others are OK or the value of an error kind.
 CANCELLED = "cancelled"
@@ -58,7 +60,8 @@ class Admission:
     """What is known of a request before any provider is tried.
 
     ``prompt_tokens`` is an estimate, ``max_output_tokens`` the most the answer may have, ``targets``
-    the (provider, model) pairs that may serve it, in order. ``images`` is how many are asked for.
+    the (provider, model) pairs that may serve it, in order. ``images`` is how many are asked for,
+    ``cache_write`` the longest time for which any of the prompt is to be cached.
     """
 
     request_id: str
@@ -69,6 +72,21 @@ class Admission:
     max_output_tokens: int
     targets: tuple[tuple[str, str], ...]
     images: int = 0
+    cache_write: CacheWrite | None = None
+
+
+def cache_write_of(request: ChatRequest) -> CacheWrite | None:
+    """The longest time for which the request asks a vendor to cache any of its prompt."""
+    found: CacheWrite | None = None
+    for part in chain(request.system, request.tools, *(turn.parts for turn in request.turns)):
+        inner = part.parts if isinstance(part, ToolResult) else ()
+        for item in (part, *inner):
+            control = getattr(item, "cache_control", None)
+            if control is not None:
+                if control.get("ttl") == "1h":
+                    return "1h"
+                found = "5m"
+    return found
 
 
 class Reservation(Protocol):
@@ -174,8 +192,9 @@ class LedgerMeter:
         """Raises ``GatewayError`` if this model may not be used without a price."""
         now = self._clock.time()
         bounds = self._limits.bounds(admission.caller, now)
-        most = Usage(input=admission.prompt_tokens, output=admission.max_output_tokens)
-        cost_nano = self._prices.cost_nano(provider, model, most, admission.images)
+        cost_nano = self._prices.most_nano(
+            provider, model, admission.prompt_tokens, admission.max_output_tokens, admission.images, admission.cache_write
+        )
         if cost_nano is None and self._limits.refuses_unpriced and any(ceiling.limit != "tokens_per_day" for ceiling in bounds.ceilings):
             raise GatewayError(
                 Kind.UNPRICED_MODEL,

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from importlib import resources
+from typing import Literal
 
 import yaml
 from pydantic import Field
@@ -23,6 +24,9 @@ from hearth_gateway.translate.events import Usage
 MAX_AGE_DAYS = 90
 NANO = 10**9
 _MILLION = Decimal(1_000_000)
+
+# How long a prompt that is written to the vendor's cache stays there. The longer costs more.
+CacheWrite = Literal["5m", "1h"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,23 @@ class PriceBook:
             return None
         amount = cost(usage, price, images)
         return None if amount is None else nano(amount)
+
+    def most_nano(
+        self, provider: str, model: str, prompt_tokens: int, output_tokens: int, images: int = 0, cache_write: CacheWrite | None = None
+    ) -> int | None:
+        """Nano-dollars that a request can cost at most, whatever becomes of its prompt; None = unpriced.
+
+        ``cache_write``: the longest lifetime that it asks for.
+        """
+        most = Usage(input=prompt_tokens, output=output_tokens)
+        cost_nano = self.cost_nano(provider, model, most, images)
+        if cache_write is None or cost_nano is None:
+            return cost_nano
+        # Each token has one rate: all of them at the dearest cost as much as any mixture.
+        ways = [Usage(cache_write=prompt_tokens, output=output_tokens)]
+        if cache_write == "1h":
+            ways.append(Usage(cache_write=prompt_tokens, cache_write_1h=prompt_tokens, output=output_tokens))
+        return max(cost_nano, *(self.cost_nano(provider, model, usage, images) or 0 for usage in ways))
 
 
 class BuiltinPrice(RatesConfig):
