@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -19,7 +20,8 @@ from hearth_gateway.errors import GatewayError
 from hearth_gateway.store.database import MIGRATIONS, DatabaseError, Step, migrate, open_database
 from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
-from hearth_gateway.store.tables import metadata
+from hearth_gateway.store.people import SqlPeople
+from hearth_gateway.store.tables import metadata, settings
 from hearth_gateway.store.usage import SqlUsage
 from hearth_gateway.translate.events import Usage
 
@@ -49,6 +51,23 @@ def test_replicas_that_start_at_once_migrate_once(postgresql: Server) -> None:
         steps = connection.execute("SELECT step FROM schema_steps ORDER BY step").fetchall()
         assert steps == [(number,) for number in range(1, len(MIGRATIONS) + 1)]
         assert connection.execute("SELECT version FROM schema_version").fetchall() == [(1,)]
+
+
+def test_replicas_that_start_at_once_have_one_key(postgresql: Server) -> None:
+    engine = open_database(postgresql.database().url, PASSWORD)
+    for _ in range(5):
+        together = threading.Barrier(5)
+
+        def key(together: threading.Barrier = together) -> bytes:
+            together.wait()
+            return SqlPeople(engine).pseudonym_key()
+
+        with ThreadPoolExecutor(5) as pool:
+            keys = {wait.result() for wait in [pool.submit(key) for _ in range(5)]}
+        assert len(keys) == 1
+        with engine.begin() as connection:
+            connection.execute(sa.delete(settings))
+    engine.dispose()
 
 
 def test_steps_are_applied_all_or_none(postgresql: Server) -> None:

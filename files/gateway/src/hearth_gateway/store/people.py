@@ -160,8 +160,10 @@ class SqlPeople:
             query = sa.select(settings.c.value).where(settings.c.name == _PSEUDONYM_KEY)
             value = connection.execute(query).scalar()
             if value is None:
-                value = secrets.token_hex(32)
-                connection.execute(sa.insert(settings).values(name=_PSEUDONYM_KEY, value=value))
+                # Replicas that start together: one of them makes it, and all of them read it.
+                statement = sa.text("INSERT INTO settings (name, value) VALUES (:name, :value) ON CONFLICT DO NOTHING")
+                connection.execute(statement, {"name": _PSEUDONYM_KEY, "value": secrets.token_hex(32)})
+                value = connection.execute(query).scalar_one()
             return str(value).encode()
 
     @contextmanager
