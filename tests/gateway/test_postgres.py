@@ -177,6 +177,10 @@ def test_who_was_silent_for_half_a_minute_is_dead(postgresql: Server) -> None:
         assert connection.execute("SELECT state, cost_nano FROM ledger").fetchall() == [("unknown", 500)]
         rows = connection.execute("SELECT nano, held_nano FROM spending WHERE scope = 'house'").fetchall()
     assert rows == [(500, 0)]
+    with database.connect() as connection:  # one that died with nothing open
+        connection.execute("INSERT INTO instances VALUES ('idle', (EXTRACT(EPOCH FROM now()) * 1000)::BIGINT - 31000)")
+        other.tidy()
+        assert connection.execute("SELECT id FROM instances").fetchall() == [("other",)]
     other.stop()
     assert ledger.close(10) == 0
     engine.dispose()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import fcntl
 import sqlite3
 import threading
 import time
@@ -649,6 +650,40 @@ def test_intents_of_the_dead_are_charged_as_unknown_and_those_of_the_living_are_
     living.stop()
     newcomer.stop()
     assert not list(tmp_path.glob("*.alive"))
+
+
+def test_nothing_stays_of_who_died_without_an_open_intent(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    living, _ = housekeeper(path, "living")
+    living.start()
+    for number in range(3):
+        (tmp_path / f"hearth.db-dead{number}.alive").touch()
+    (tmp_path / "other.db-living.alive").touch()
+    newcomer, _ = housekeeper(path, "new")
+    newcomer.start()
+    newcomer.tidy()
+    left = ["hearth.db-living.alive", "hearth.db-new.alive", "other.db-living.alive"]
+    assert sorted(file.name for file in tmp_path.glob("*.alive")) == left
+    living.stop()
+    newcomer.stop()
+
+
+def test_who_starts_lives_whoever_tidies_up_at_that_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keeper, _ = housekeeper(tmp_path / "hearth.db", "old")
+    lock, taken_away = fcntl.flock, iter(["once"])
+
+    def tidied_up_before(file: Any, how: int) -> None:
+        if how == fcntl.LOCK_EX:
+            for _ in taken_away:
+                keeper.tidy()
+        lock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", tidied_up_before)
+    newcomer, _ = housekeeper(tmp_path / "hearth.db", "new")
+    newcomer.start()
+    keeper.tidy()
+    assert [file.name for file in tmp_path.glob("*.alive")] == ["hearth.db-new.alive"]
+    newcomer.stop()
 
 
 # --- sums instead of old rows ------------------------------------------------------------------

@@ -14,6 +14,8 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import glob
+import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +45,9 @@ class Liveness(Protocol):
     def beat(self) -> None: ...
 
     def alive(self, instance: str) -> bool: ...
+
+    def bury(self) -> None:
+        """Take away what the dead left to say that they lived. Those with open intents come to it by themselves."""
 
     def leave(self) -> None: ...
 
@@ -151,7 +156,8 @@ class Housekeeper:
     # --- sums instead of old rows
 
     def tidy(self) -> None:
-        """Sum up the days that are old enough, and forget sums that no limit can ask for any more."""
+        """Sum up the days that are old enough, and forget sums that no limit can ask for any more, and the dead."""
+        self._liveness.bury()
         today = self._calendar.date(self._clock.time())
         until = self._calendar.start_of(today - datetime.timedelta(days=self._detail_days))
         while (oldest := self._oldest_row(until)) is not None and not self._stop.is_set():
@@ -225,9 +231,15 @@ class _LockFile:
         return Path(f"{self._base}-{instance}.alive")
 
     def register(self) -> None:
-        file = self._path(self._instance).open("wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
-        self._file = file
+        path = self._path(self._instance)
+        while self._file is None:
+            file = path.open("wb")
+            fcntl.flock(file, fcntl.LOCK_EX)
+            # Before the lock, somebody else may have taken it for the file of a dead one, and away.
+            if _is_at(path, file):
+                self._file = file
+            else:
+                file.close()
 
     def beat(self) -> None:
         """The kernel keeps the lock."""
@@ -241,13 +253,28 @@ class _LockFile:
         except FileNotFoundError:
             return False
         except BlockingIOError:
-            return True
+            return os.path.samestat(path.stat(), os.fstat(file.fileno()))
         return False
+
+    def bury(self) -> None:
+        base = Path(self._base)
+        for path in base.parent.glob(f"{glob.escape(base.name)}-*.alive"):
+            instance = path.name[len(base.name) + 1 : -len(".alive")]
+            if instance != self._instance:
+                with contextlib.suppress(OSError):  # not ours to take away
+                    self.alive(instance)
 
     def leave(self) -> None:
         if self._file is not None:
             self._path(self._instance).unlink(missing_ok=True)
             self._file.close()
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 class _Heartbeat:
@@ -272,6 +299,12 @@ class _Heartbeat:
         statement = f"SELECT count(*) FROM instances WHERE id = :id AND seen_at_ms > {_NOW_MS} - :ms"
         with reading(self._engine) as connection:
             return bool(connection.execute(sa.text(statement), {"id": instance, "ms": _DEAD_AFTER_S * 1000}).scalar())
+
+    def bury(self) -> None:
+        # Who has no row is dead, too; and who lives writes a new one with the next beat.
+        statement = f"DELETE FROM instances WHERE seen_at_ms < {_NOW_MS} - :ms"
+        with self._engine.begin() as connection:
+            connection.execute(sa.text(statement), {"ms": _DEAD_AFTER_S * 1000})
 
     def leave(self) -> None:
         with self._engine.begin() as connection:
