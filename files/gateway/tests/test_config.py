@@ -130,6 +130,36 @@ def test_what_is_no_configuration(text: str) -> None:
     assert len(problems(text)) == 1
 
 
+_TIMEOUTS = "line 10, column 23: this is not valid YAML: {} put it in quotes if it is meant as text"
+_DATE = "line 10, column 17: this is not valid YAML: {} is not a valid date; put it in quotes if it is meant as text"
+NOT_TO_BE_BUILT = {
+    "timeouts: {connect_s: 0b_}": _TIMEOUTS.format("'0b_' is not a valid whole number;"),
+    "timeouts: {connect_s: 0x_}": _TIMEOUTS.format("'0x_' is not a valid whole number;"),
+    "timeouts: {connect_s: !!float ''}": _TIMEOUTS.format("'' is not a valid number;"),
+    "timeouts: {connect_s: !!bool maybe}": _TIMEOUTS.format("'maybe' is not a valid `true` or `false`;"),
+    "prices: [{date: 2026-02-30}]": _DATE.format("'2026-02-30'"),
+    "prices: [{date: 0000-01-01}]": _DATE.format("'0000-01-01'"),
+    "prices: [{date: !!timestamp soon}]": _DATE.format("'soon'"),
+    "breaker: &b {failures: 3}\nlimits: {person: {<<: *b}}": "line 11, column 19: this is not valid YAML: merge keys (<<) are not "
+    "supported; write the keys out, or use an alias (*name) for a whole value",
+    f"breaker: {'[' * 3000}{']' * 3000}": "this is nested too deeply to be a configuration",
+}
+
+
+@pytest.mark.parametrize("command", [["check-config"], ["serve", "--config"], ["status", "--config"], ["person", "list", "--config"]])
+@pytest.mark.parametrize("text", NOT_TO_BE_BUILT, ids=lambda text: text[:30])
+def test_what_yaml_cannot_build_is_a_sentence_of_every_command(tmp_path: Path, capsys: Any, command: list[str], text: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(changed("timeouts: {connect_s: 5, first_token_s: 30, idle_s: 60, total_s: 600}", text))
+    assert main([*command, str(file)]) == 2
+    assert capsys.readouterr() == ("", f"hearth-gateway: {file}: {NOT_TO_BE_BUILT[text]}\n")
+
+
+def test_an_alias_for_a_whole_value_is_fine() -> None:
+    text = GOOD + "limits: {person: &ceilings {requests_per_minute: 5}, program: *ceilings}\n"
+    assert parse_config(text).limits.program.requests_per_minute == 5
+
+
 def test_all_problems_at_once() -> None:
     text = changed("metrics_bind:", "metric_bind:").replace("kind: demo", "kind: dmeo").replace("idle_s: 60", "idle_s: x")
     assert len(problems(text)) == 3

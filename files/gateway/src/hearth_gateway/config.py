@@ -351,6 +351,8 @@ def parse_config(text: str) -> Config:
         raise ConfigError([Problem(where, f"this is not valid YAML: {error.problem}")]) from None
     except yaml.YAMLError:
         raise ConfigError([Problem("", "this is not valid YAML")]) from None
+    except RecursionError:
+        raise ConfigError([Problem("", "this is nested too deeply to be a configuration")]) from None
     if not isinstance(data, dict):
         raise ConfigError([Problem("", "the file must hold keys such as `tokens:` and `providers:`")])
     try:
@@ -701,12 +703,31 @@ def _suggest(word: str, known: list[str]) -> str:
     return f"; known are {', '.join(known)}" if known else ""
 
 
+_MERGE_TAG = "tag:yaml.org,2002:merge"
+_SCALARS = {"bool": "`true` or `false`", "float": "number", "int": "whole number", "timestamp": "date"}
+
+
 class _StrictLoader(yaml.SafeLoader):
-    """YAML lets a second key of the same name win in silence. Here it is an error."""
+    """YAML lets a second key of the same name win in silence. Here it is an error.
+
+    Merge keys (`<<:`) are refused for the same reason: with them a key that is there twice is meant.
+    """
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+            # PyYAML knows a date or number by its form, and lets Python's own error out when there is none like it.
+            kind = _SCALARS.get(node.tag.removeprefix("tag:yaml.org,2002:"), "value")
+            problem = f"{str(node.value)[:40]!r} is not a valid {kind}; put it in quotes if it is meant as text"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
+            if key_node.tag == _MERGE_TAG:
+                problem = "merge keys (<<) are not supported; write the keys out, or use an alias (*name) for a whole value"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key_node.start_mark)
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int):
                 if key in seen:
