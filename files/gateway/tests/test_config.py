@@ -125,6 +125,51 @@ def test_each_fault_is_one_sentence_with_its_place(old: str, new: str, expected:
     assert expected in problems(changed(old, new))
 
 
+PRICE = "prices: [{provider: demo, model: x, input_usd: 1, output_usd: 1, source: here, date: 2026-11-21"
+LONG = PRICE + ", long_prompt: {above_tokens: %s, input_usd: 1, output_usd: %s}}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("limits: {person: {requests_per_minute: 99999999999999999999}}",
+         "limits.person.requests_per_minute: must be less than or equal to 1000000 (Requests in any 60 seconds)"),
+        ("limits: {programs: {x: {tokens_per_day: 1000000000000001}}}",
+         "limits.programs.x.tokens_per_day: must be less than or equal to 1000000000000000 "
+         "(Tokens of prompts and answers together, by calendar day)"),
+        ("limits: {person: {requests_per_minute: true}}",
+         "limits.person.requests_per_minute: must be a whole number (Requests in any 60 seconds)"),
+        ("limits: {program: {tokens_per_day: '5'}}",
+         "limits.program.tokens_per_day: must be a whole number (Tokens of prompts and answers together, by calendar day)"),
+        ("limits: {person: {money_per_day_usd: true}}", "limits.person.money_per_day_usd: must be a number (By calendar day)"),
+        ("limits: {soft_share: '0.5'}", "limits.soft_share: must be a number (Share of a ceiling at which a soft limit is reported)"),
+        ("breaker: {failures: true}",
+         "breaker.failures: must be a whole number (Faults in a row, without an answer between, that open the breaker)"),
+        ("breaker: {open_s: '5'}",
+         "breaker.open_s: must be a number (How long it stays open before one request may probe; doubles up to max_open_s)"),
+        ("ledger_detail_days: '30'", "ledger_detail_days: must be a whole number (After this, rows of requests become sums of days)"),
+        (LONG % (10**10, 1),
+         "prices[0].long_prompt.above_tokens: must be less than or equal to 1000000000 (Tokens of the prompt, cached ones too)"),
+        (LONG % ("true", 1), "prices[0].long_prompt.above_tokens: must be a whole number (Tokens of the prompt, cached ones too)"),
+        (LONG % (1, "much"), "prices[0].long_prompt.output_usd: must be a number"),
+        (PRICE.replace("2026-11-21", "soon") + "}]", "prices[0].date: must be a date such as 2026-11-21 (When it was read)"),
+    ],
+)  # fmt: skip
+def test_numbers_are_numbers_that_the_store_can_hold(text: str, expected: str) -> None:
+    assert problems(f"{GOOD}{text}\n") == [expected]
+
+
+def test_a_ceiling_for_one_answer_has_a_ceiling() -> None:
+    assert "models.sonnet[1].max_output_tokens: must be less than or equal to 10000000" in problems(
+        changed("{provider: demo, model: demo}", "{provider: demo, model: demo, max_output_tokens: 10000001}")
+    )[0]
+
+
+def test_whole_numbers_may_stand_for_fractions_and_money_may_be_text() -> None:
+    config = parse_config(GOOD + "limits: {soft_share: 1, person: {money_per_day_usd: '2.50', tokens_per_day: 1000000000000000}}\n")
+    assert (config.timeouts.connect_s, config.limits.soft_share, str(config.limits.person.money_per_day_usd)) == (5, 1, "2.50")
+
+
 @pytest.mark.parametrize("text", ["", "- a list", "a: [", "\tx: 1", "just words"])
 def test_what_is_no_configuration(text: str) -> None:
     assert len(problems(text)) == 1

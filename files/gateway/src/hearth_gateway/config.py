@@ -22,7 +22,8 @@ from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 
 from hearth_gateway.secrets import SecretError, read_secret
 
@@ -39,8 +40,22 @@ DEMO_MAX_OUTPUT_TOKENS = 1_000
 _NAME = r"^[a-z0-9][a-z0-9._-]{0,62}$"
 Name = Annotated[str, Field(pattern=_NAME)]
 TokenName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Seconds = Annotated[float, Field(gt=0, le=86_400)]
+# Strict: `true` is no 1, and "5" is text. A whole number is still taken where a fraction may stand.
+Whole = Annotated[int, Field(strict=True)]
+Fraction = Annotated[float, Field(strict=True)]
+Seconds = Annotated[Fraction, Field(gt=0, le=86_400)]
+# Ceilings far above anything in use. Sums of what they bound fit into the store's 64 bits.
+MAX_REQUESTS_PER_MINUTE = 1_000_000
+MAX_TOKENS_PER_DAY = 10**15
+MAX_OUTPUT_TOKENS = 10_000_000
+MAX_PROMPT_TOKENS = 10**9
 Money = Annotated[Decimal, Field(ge=0, le=1_000_000, decimal_places=6)]
+
+
+def _no_bool(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
 
 
 class _Section(BaseModel):
@@ -52,8 +67,8 @@ class ServerConfig(_Section):
 
     bind: str = Field(default="127.0.0.1:8080", description="host:port of the API and the chat page.")
     metrics_bind: str = Field(default="127.0.0.1:9090", description="host:port of /metrics; keep users away from it.")
-    max_open_requests: int = Field(default=256, ge=1, le=4096, description="Answers that may be written at a time.")
-    max_body_bytes: int = Field(default=33_554_432, ge=1024, le=268_435_456, description="Largest request body; vendors allow 32 MiB.")
+    max_open_requests: Whole = Field(default=256, ge=1, le=4096, description="Answers that may be written at a time.")
+    max_body_bytes: Whole = Field(default=33_554_432, ge=1024, le=268_435_456, description="Largest request body; vendors allow 32 MiB.")
     drain_s: Seconds = Field(default=120, description="How long SIGTERM waits for open answers before it cuts them.")
     heartbeat_s: Seconds = Field(
         default=0.5,
@@ -67,7 +82,7 @@ class ServerConfig(_Section):
             "that proxies in between do not give up. Later errors are then events inside the stream."
         ),
     )
-    handover_s: float = Field(
+    handover_s: Fraction = Field(
         default=0,
         ge=0,
         le=60,
@@ -141,8 +156,8 @@ class TargetConfig(_Section):
 
     provider: str = Field(description="Name of an entry of `providers`.")
     model: str = Field(min_length=1, max_length=200, description="The vendor's own name for the model.")
-    max_output_tokens: int | None = Field(
-        default=None, ge=1, description="Ceiling for one answer. Needed for models the gateway does not know."
+    max_output_tokens: Whole | None = Field(
+        default=None, ge=1, le=MAX_OUTPUT_TOKENS, description="Ceiling for one answer. Needed for models the gateway does not know."
     )
     sampling: bool | None = Field(default=None, description="Whether it takes temperature and top_p. Known for Anthropic's models.")
     reasoning: Literal["none", "budget", "adaptive", "effort"] | None = Field(
@@ -175,7 +190,7 @@ class TimeoutsConfig(_Section):
 class BreakerConfig(_Section):
     """When a provider's model is left alone, and for how long. One breaker for each provider and model."""
 
-    failures: int = Field(default=3, ge=1, le=100, description="Faults in a row, without an answer between, that open the breaker.")
+    failures: Whole = Field(default=3, ge=1, le=100, description="Faults in a row, without an answer between, that open the breaker.")
     window_s: Seconds = Field(default=60, description="Faults further apart than this do not add up.")
     open_s: Seconds = Field(default=10, description="How long it stays open before one request may probe; doubles up to max_open_s.")
     max_open_s: Seconds = Field(default=300, description="Longest pause, also when the vendor's Retry-After asks for more.")
@@ -184,8 +199,10 @@ class BreakerConfig(_Section):
 class LimitsConfig(_Section):
     """Ceilings of one person or program; none = no ceiling. Money in US dollars."""
 
-    requests_per_minute: int | None = Field(default=None, ge=1, description="Requests in any 60 seconds.")
-    tokens_per_day: int | None = Field(default=None, ge=1, description="Tokens of prompts and answers together, by calendar day.")
+    requests_per_minute: Whole | None = Field(default=None, ge=1, le=MAX_REQUESTS_PER_MINUTE, description="Requests in any 60 seconds.")
+    tokens_per_day: Whole | None = Field(
+        default=None, ge=1, le=MAX_TOKENS_PER_DAY, description="Tokens of prompts and answers together, by calendar day."
+    )
     money_per_day_usd: Money | None = Field(default=None, description="By calendar day.")
     money_per_month_usd: Money | None = Field(default=None, description="By calendar month.")
 
@@ -200,7 +217,7 @@ class AllLimitsConfig(_Section):
     """Who may spend how much."""
 
     time_zone: str = Field(default="UTC", description="Where days and months begin, such as Europe/Berlin.")
-    soft_share: float = Field(default=0.8, gt=0, le=1, description="Share of a ceiling at which a soft limit is reported.")
+    soft_share: Fraction = Field(default=0.8, gt=0, le=1, description="Share of a ceiling at which a soft limit is reported.")
     person: LimitsConfig = LimitsConfig()
     program: LimitsConfig = LimitsConfig()
     programs: dict[str, LimitsConfig] = Field(default={}, description="By token name; replaces `program` for that token.")
@@ -227,7 +244,10 @@ class RatesConfig(_Section):
 class LongPromptConfig(_Section):
     """The rates of a whole request whose prompt is longer than that."""
 
-    above_tokens: int = Field(ge=1, description="Tokens of the prompt, cached ones too.")
+    # Not strict: the built-in prices are read as text, so that none of them passes through a float.
+    above_tokens: Annotated[int, BeforeValidator(_no_bool)] = Field(
+        ge=1, le=MAX_PROMPT_TOKENS, description="Tokens of the prompt, cached ones too."
+    )
     input_usd: Money
     output_usd: Money
     cache_read_usd: Money | None = Field(default=None, description="Default: a tenth of input_usd.")
@@ -248,7 +268,7 @@ class MetricsConfig(_Section):
     """How people appear in the metrics."""
 
     person_label: Literal["opaque", "alias", "email"] = Field(default="opaque", description="Form of the label `person`.")
-    max_people: int = Field(default=50, ge=0, le=1000, description="People with a label of their own; the others share `other`.")
+    max_people: Whole = Field(default=50, ge=0, le=1000, description="People with a label of their own; the others share `other`.")
 
 
 class PrivacyConfig(_Section):
@@ -292,7 +312,7 @@ class Config(_Section):
     breaker: BreakerConfig = BreakerConfig()
     limits: AllLimitsConfig = AllLimitsConfig()
     prices: list[PriceConfig] = []
-    ledger_detail_days: int = Field(default=30, ge=1, le=366, description="After this, rows of requests become sums of days.")
+    ledger_detail_days: Whole = Field(default=30, ge=1, le=366, description="After this, rows of requests become sums of days.")
     metrics: MetricsConfig = MetricsConfig()
     privacy: PrivacyConfig = PrivacyConfig()
     pseudonym_key_file: str | None = Field(
@@ -635,11 +655,15 @@ def _problem(error: Any) -> Problem:
         "int_from_float": "must be a whole number",
         "float_type": "must be a number",
         "float_parsing": "must be a number",
+        "decimal_type": "must be a number",
+        "decimal_parsing": "must be a number",
         "list_type": "must be a list",
         "dict_type": "must hold keys and values",
         "model_type": "must hold keys and values",
         "model_attributes_type": "must hold keys and values",
     }.get(kind)
+    if kind.startswith("date"):
+        wanted = "must be a date such as 2026-11-21"
     if wanted is None:
         # Only the limits are left (greater_than, less_than_equal, …): pydantic's words are good there.
         message = str(error["msg"])
@@ -687,8 +711,11 @@ def _child(annotation: Any, step: int | str) -> Any:
 
 
 def _bare(annotation: Any) -> Any:
-    """Without ``Annotated``."""
-    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+    """Without ``Annotated`` and ``| None``."""
+    if typing.get_origin(annotation) is Annotated:
+        return _bare(typing.get_args(annotation)[0])
+    members = [member for member in typing.get_args(annotation) if member is not types.NoneType]
+    return _bare(members[0]) if _is_union(annotation) and len(members) == 1 else annotation
 
 
 def _describe(section: type[BaseModel] | None, loc: tuple[int | str, ...]) -> str:
