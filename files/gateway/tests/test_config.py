@@ -212,6 +212,79 @@ def test_all_problems_at_once() -> None:
     assert len(problems(text)) == 2
 
 
+MANY = """
+tokens: {dir: /nowhere/tokens}
+providers: [{name: demo, kind: demo}, {name: near, kind: openai, base_url: 'http://near:1', api_key_file: /nowhere/key}]
+models: {demo: [{provider: dmo, model: demo}]}
+foo: 1
+limits: {time_zone: Mars, person: {requests_per_minute: 0}}
+privacy: {admin_export: true}
+"""
+MANY_PROBLEMS = [
+    "limits.person.requests_per_minute: must be greater than or equal to 1",
+    "foo: unknown key; known are ",
+    "models.demo[0].provider: no provider is called 'dmo'; did you mean 'demo'?",
+    "limits.time_zone: 'Mars' is not a time zone",
+    "privacy.admin_export: is refused without privacy.operator_public_key_file",
+]
+
+
+def test_all_kinds_of_problems_at_once(tmp_path: Path, capsys: Any) -> None:
+    found = problems(MANY)
+    assert [text for text, start in zip(found, MANY_PROBLEMS, strict=True) if not text.startswith(start)] == []
+    file = tmp_path / "config.yaml"
+    file.write_text(MANY)
+    for command in (["check-config", "--files", str(file)], ["serve", "--config", str(file)]):
+        assert main(command) == 2
+        said = [line.removeprefix(f"hearth-gateway: {file}: ") for line in capsys.readouterr().err.splitlines()]
+        assert said == [
+            *found,
+            "tokens.dir: /nowhere/tokens is not a directory; make it, with one file a token",
+            "providers[1].api_key_file: /nowhere/key does not exist",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "expected"),
+    [
+        # What was meant is not there, so nothing is said of what needs it.
+        ("{provider: demo, model: demo}", "{provider: dmeo, model: new, max_ouput_tokens: 5}", [
+            "models.sonnet[1].max_ouput_tokens: unknown key; did you mean 'max_output_tokens'?",
+            "models.sonnet[1].provider: no provider is called 'dmeo'; did you mean 'demo'?"]),
+        ("{provider: demo, model: demo}", "{provider: anthropic, model: new, max_ouput_tokens: 5}", [
+            "models.sonnet[1].max_ouput_tokens: unknown key; did you mean 'max_output_tokens'?"]),
+        ("{provider: demo, model: demo}", "{provider: anthropic, modl: claude-opus-4-6}", [
+            "models.sonnet[1].model: is missing (The vendor's own name for the model)",
+            "models.sonnet[1].modl: unknown key; did you mean 'model'?"]),
+        ("timeouts: {connect_s: 5, first_token_s: 30, idle_s: 60, total_s: 600}", "timeouts: {idle_s: 700, totl_s: 900}", [
+            "timeouts.totl_s: unknown key; did you mean 'total_s'?"]),
+        ("timeouts: {connect_s: 5, first_token_s: 30, idle_s: 60, total_s: 600}", "timeouts: {idle_s: 700, total_s: 900 s}", [
+            "timeouts.total_s: must be a number (The whole answer, all attempts together)"]),
+        ("timeouts:", "privacy: {admin_export: true, operator_key: /x}\ntimeouts:", [
+            "privacy.operator_key: unknown key; did you mean 'operator_public_key_file'?"]),
+        ("database_url: sqlite:////var/lib/hearth/hearth.db", "databse_url: postgresql://h@db/h\ndatabase_password_file: /x", [
+            "databse_url: unknown key; did you mean 'database_url'?"]),
+        # A provider whose name is not known may be the one that a model asks for; one of a wrong kind is not.
+        ("{name: demo, kind: demo}", "{name: Demo, kind: demo}", [
+            "providers[1].name: must have lower-case letters, digits, `.`, `_` and `-` only, at most 63"]),
+        ("{name: demo, kind: demo}", "{nam: demo, kind: demo}", [
+            "providers[1].name: is missing", "providers[1].nam: unknown key; did you mean 'name'?"]),
+        ("{name: demo, kind: demo}", "demo", ["providers[1]: must hold keys and values"]),
+        ("kind: demo", "kind: dmeo", ["providers[1].kind: must be 'anthropic', 'openai' or 'demo', not 'dmeo'"]),
+        ("timeouts:", "embedding_models: {e: [{provider: demo, model: e}]}\ntimeouts:", [
+            "embedding_models.e[0].provider: must be a provider of kind 'openai'; the others have no such models"]),
+        ("  sonnet: [{", "  5: [{", ["models: the key 5 must be text; put it in quotes"]),
+        ("timeouts:", "7: x\ntimeouts:", ["7: unknown key; known are server, database_url, database_password_file, tokens, providers, "
+                                          "models, embedding_models, image_models, system_prompts, timeouts, breaker, limits, prices, "
+                                          "ledger_detail_days, metrics, privacy, pseudonym_key_file"]),
+        ("tokens: {dir: /run/hearth/tokens}", "limits: {time_zone: Mars}", [
+            "tokens: is missing", "limits.time_zone: 'Mars' is not a time zone; write one such as Europe/Berlin or UTC"]),
+    ],
+)  # fmt: skip
+def test_what_only_follows_from_a_problem_is_none(old: str, new: str, expected: list[str]) -> None:
+    assert problems(changed(old, new)) == expected
+
+
 def test_the_schema_refuses_what_the_program_refuses() -> None:
     for old, new in (("metrics_bind:", "metric_bind:"), ("kind: demo", "kind: dmeo"), ("connect_s: 5", "connect_s: 0")):
         with pytest.raises(jsonschema.ValidationError):

@@ -10,6 +10,7 @@ import datetime
 import secrets
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from hearth_gateway import __version__, cli_person, cli_status
@@ -17,11 +18,12 @@ from hearth_gateway.config import (
     Config,
     ConfigError,
     DemoProviderConfig,
+    Problem,
     ServerConfig,
     TargetConfig,
     TokensConfig,
-    check_files,
     load_config,
+    load_with_files,
     parse_bind,
 )
 from hearth_gateway.core.prices import price_warnings
@@ -73,10 +75,10 @@ def _say(text: str) -> None:
     print(f"hearth-gateway: {text}", file=sys.stderr)
 
 
-def _loaded(path: Path) -> Config | None:
+def _loaded(path: Path, load: Callable[[Path], Config] = load_config) -> Config | None:
     """The configuration, or None once its problems are printed."""
     try:
-        return load_config(path)
+        return load(path)
     except ConfigError as found:
         for problem in found.problems:
             _say(f"{path}: {problem}")
@@ -84,31 +86,22 @@ def _loaded(path: Path) -> Config | None:
 
 
 def _check_config(arguments: argparse.Namespace) -> int:
-    warnings: list[str] = []
+    problems: list[Problem] = []
+    config: Config | None
     try:
-        config = load_config(arguments.file)
-        problems = check_files(config) if arguments.files else []
-        warnings = price_warnings(config, datetime.datetime.now(datetime.UTC).date())
+        config = (load_with_files if arguments.files else load_config)(arguments.file)
     except ConfigError as found:
-        problems = found.problems
+        problems, config = found.problems, None if found.doubtful else found.rest
     for problem in problems:
         _say(f"{arguments.file}: {problem}")
-    for warning in warnings:
+    for warning in price_warnings(config, datetime.datetime.now(datetime.UTC).date()) if config else ():
         _say(f"{arguments.file}: warning: {warning}")
     return EXIT_BAD_CONFIG if problems else 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    try:
-        config = load_config(arguments.config)
-        problems = check_files(config)
-    except ConfigError as found:
-        problems = found.problems
-    if problems:
-        for problem in problems:
-            _say(f"{arguments.config}: {problem}")
-        return EXIT_BAD_CONFIG
-    return _run(config)
+    config = _loaded(arguments.config, load_with_files)
+    return EXIT_BAD_CONFIG if config is None else _run(config)
 
 
 def _run(config: Config, greeting: str = "") -> int:

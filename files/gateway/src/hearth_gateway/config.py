@@ -14,8 +14,8 @@ import ssl
 import types
 import typing
 import zoneinfo
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -333,21 +333,30 @@ class Config(_Section):
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """``path`` is where, such as ``providers[0].api_key_file``; ``text`` is what, and the fix."""
+    """``path`` is where, such as ``providers[0].api_key_file``; ``text`` is what, and the fix.
+
+    ``reads`` are the other places it was found by: with a wrong value in one of them it may be no problem at all.
+    """
 
     path: str
     text: str
+    reads: tuple[str, ...] = field(default=(), repr=False, compare=False)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.text}" if self.path else self.text
 
 
 class ConfigError(Exception):
-    """All that is wrong with a configuration."""
+    """All that is wrong with a configuration.
 
-    def __init__(self, problems: list[Problem]) -> None:
+    ``rest`` is what can still be checked, with stand-ins at the places ``doubtful``; None if nothing can.
+    """
+
+    def __init__(self, problems: list[Problem], rest: Config | None = None, doubtful: Sequence[str] = ()) -> None:
         super().__init__(f"{len(problems)} problems")
         self.problems = problems
+        self.rest = rest
+        self.doubtful = doubtful
 
 
 def load_config(path: Path) -> Config:
@@ -375,13 +384,26 @@ def parse_config(text: str) -> Config:
         raise ConfigError([Problem("", "this is nested too deeply to be a configuration")]) from None
     if not isinstance(data, dict):
         raise ConfigError([Problem("", "the file must hold keys such as `tokens:` and `providers:`")])
+    config, problems, doubtful = _validated(data)
+    if config is not None:
+        problems += _certain(_cross_checks(config), doubtful)
+    if problems or config is None:
+        raise ConfigError(problems, config, doubtful)
+    return config
+
+
+def load_with_files(path: Path) -> Config:
+    """Like ``load_config``, but looks at the files it names too, also when something else is wrong."""
     try:
-        config = Config.model_validate(data)
-    except ValidationError as error:
-        raise ConfigError([_problem(item) for item in error.errors()]) from None
-    problems = list(_cross_checks(config))
+        config = load_config(path)
+    except ConfigError as found:
+        if found.rest is None:
+            raise
+        known = [*found.doubtful, *(problem.path for problem in found.problems)]
+        raise ConfigError(found.problems + _certain(check_files(found.rest), known)) from None
+    problems = check_files(config)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(problems, config)
     return config
 
 
@@ -470,13 +492,13 @@ def parse_bind(value: str) -> tuple[str, int]:
 
 def _cross_checks(config: Config) -> Iterator[Problem]:
     server = config.server
-    for field, value in (("bind", server.bind), ("metrics_bind", server.metrics_bind)):
+    for key, value in (("bind", server.bind), ("metrics_bind", server.metrics_bind)):
         try:
             parse_bind(value)
         except ValueError as error:
-            yield Problem(f"server.{field}", f"{error}")
+            yield Problem(f"server.{key}", f"{error}")
     if server.bind == server.metrics_bind and not server.bind.endswith(":0"):
-        yield Problem("server.metrics_bind", "must differ from server.bind")
+        yield Problem("server.metrics_bind", "must differ from server.bind", ("server.bind",))
     yield from _database_checks(config)
     names: list[str] = []
     for index, provider in enumerate(config.providers):
@@ -491,30 +513,36 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
         for index, target in enumerate(targets):
             where = f"models.{alias}[{index}]"
             if target.provider not in names:
-                yield Problem(
-                    f"{where}.provider",
-                    f"no provider is called {target.provider!r}{_suggest(target.provider, names)}",
-                )
+                yield _unknown_provider(f"{where}.provider", target.provider, names)
             elif config.max_output_tokens(target) is None:
                 yield Problem(
                     f"{where}.max_output_tokens",
                     f"is needed: the ceiling of {target.model!r} is not known here; the vendor's page has it",
+                    (f"{where}.model", f"{where}.provider", *_provider_places("kind", names), *_provider_places("name", names)),
                 )
     yield from _reasoning_checks(config)
     yield from _endpoint_checks(config, names)
     for name in config.system_prompts:
         if name not in config.models:
-            yield Problem(f"system_prompts.{name}", f"no model is called {name!r}{_suggest(name, list(config.models))}")
+            yield Problem(f"system_prompts.{name}", f"no model is called {name!r}{_suggest(name, list(config.models))}", ("models",))
     for index, price in enumerate(config.prices):
         if price.provider not in names:
-            yield Problem(f"prices[{index}].provider", f"no provider is called {price.provider!r}{_suggest(price.provider, names)}")
+            yield _unknown_provider(f"prices[{index}].provider", price.provider, names)
     yield from _limit_checks(config)
     yield from _token_checks(config.tokens)
     yield from _privacy_checks(config.privacy)
     timeouts = config.timeouts
-    for field in ("connect_s", "first_token_s", "idle_s"):
-        if getattr(timeouts, field) > timeouts.total_s:
-            yield Problem(f"timeouts.{field}", "must not be longer than timeouts.total_s")
+    for part in ("connect_s", "first_token_s", "idle_s"):
+        if getattr(timeouts, part) > timeouts.total_s:
+            yield Problem(f"timeouts.{part}", "must not be longer than timeouts.total_s", ("timeouts.total_s",))
+
+
+def _unknown_provider(where: str, name: str, names: list[str]) -> Problem:
+    return Problem(where, f"no provider is called {name!r}{_suggest(name, names)}", _provider_places("name", names))
+
+
+def _provider_places(key: str, names: list[str]) -> tuple[str, ...]:
+    return tuple(f"providers[{index}].{key}" for index in range(len(names)))
 
 
 def _reasoning_checks(config: Config) -> Iterator[Problem]:
@@ -524,7 +552,12 @@ def _reasoning_checks(config: Config) -> Iterator[Problem]:
         for index, target in enumerate(targets):
             possible = ways.get(kinds.get(target.provider, ""))
             if target.reasoning is not None and possible is not None and target.reasoning not in possible:
-                yield Problem(f"models.{alias}[{index}].reasoning", f"must be {_or(possible)} for this provider")
+                reads = (
+                    f"models.{alias}[{index}].provider",
+                    *_provider_places("kind", list(kinds)),
+                    *_provider_places("name", list(kinds)),
+                )
+                yield Problem(f"models.{alias}[{index}].reasoning", f"must be {_or(possible)} for this provider", reads)
 
 
 def _or(words: tuple[str, ...]) -> str:
@@ -540,9 +573,10 @@ def _endpoint_checks(config: Config, names: list[str]) -> Iterator[Problem]:
             for index, endpoint in enumerate(endpoints):
                 where = f"{section}.{alias}[{index}].provider"
                 if endpoint.provider not in kinds:
-                    yield Problem(where, f"no provider is called {endpoint.provider!r}{_suggest(endpoint.provider, names)}")
+                    yield _unknown_provider(where, endpoint.provider, names)
                 elif kinds[endpoint.provider] != "openai":
-                    yield Problem(where, "must be a provider of kind 'openai'; the others have no such models")
+                    reads = (*_provider_places("kind", names), *_provider_places("name", names))
+                    yield Problem(where, "must be a provider of kind 'openai'; the others have no such models", reads)
 
 
 def _limit_checks(config: Config) -> Iterator[Problem]:
@@ -553,7 +587,8 @@ def _limit_checks(config: Config) -> Iterator[Problem]:
         yield Problem("limits.time_zone", f"{zone!r} is not a time zone; write one such as Europe/Berlin or UTC")
     for name in config.limits.programs:
         if name in config.tokens.proxy:
-            yield Problem(f"limits.programs.{name}", "is the token of the sign-in proxy; limits of people are under limits.person")
+            text = "is the token of the sign-in proxy; limits of people are under limits.person"
+            yield Problem(f"limits.programs.{name}", text, ("tokens.proxy",))
 
 
 def _token_checks(tokens: TokensConfig) -> Iterator[Problem]:
@@ -569,6 +604,7 @@ def _privacy_checks(privacy: PrivacyConfig) -> Iterator[Problem]:
                 f"privacy.{flag}",
                 "is refused without privacy.operator_public_key_file: saved chats are encrypted in the browser, so there is "
                 "nothing to open unless new ones are also sealed to a key of the operator; leave it false, or give that key",
+                ("privacy.operator_public_key_file",),
             )
 
 
@@ -586,7 +622,7 @@ def _database_checks(config: Config) -> Iterator[Problem]:
     elif scheme != "sqlite" or not path or path == ":memory:":
         yield Problem("database_url", "must name a file, such as sqlite:////var/lib/hearth/hearth.db")
     elif config.database_password_file is not None:
-        yield Problem("database_password_file", "is of no use with SQLite; remove it")
+        yield Problem("database_password_file", "is of no use with SQLite; remove it", ("database_url",))
 
 
 # libpq's settings that say where the server is and how it is trusted. Others are the gateway's own business.
@@ -624,6 +660,116 @@ def _url_checks(where: str, url: str) -> Iterator[Problem]:
         yield Problem(where, "must end before /v1; the gateway adds the path itself")
 
 
+# --- what is left of a configuration with errors, so that all of it is checked at once ------------
+
+_STAND_IN = "stand-in-for-what-is-wrong"
+_GONE = object()
+_ROUNDS = 3  # a stand-in can be refused itself: a list that lost its only key
+
+
+def _validated(data: dict[Any, Any]) -> tuple[Config | None, list[Problem], list[str]]:
+    """The configuration, what pydantic says is wrong, and the places where the configuration holds a stand-in."""
+    try:
+        return Config.model_validate(data), [], []
+    except ValidationError as error:
+        errors = error.errors()
+    problems = [_problem(item) for item in errors]
+    doubtful: list[str] = []
+    for _ in range(_ROUNDS):
+        # Wrong keys last: until then their values are at the places that are named.
+        for item in sorted(errors, key=lambda item: item["loc"][-1] == "[key]"):
+            data, places = _without(data, item)
+            doubtful += places
+        try:
+            return Config.model_validate(data), problems, doubtful
+        except ValidationError as error:
+            errors = error.errors()
+    return None, problems, doubtful
+
+
+def _certain(problems: Iterable[Problem], doubtful: Sequence[str]) -> list[Problem]:
+    """Without what may only follow from a problem that is known already."""
+    return [
+        problem
+        for problem in problems
+        if not any(_is_at_or_below(problem.path, place) for place in doubtful)
+        and not any(_is_at_or_below(read, place) or _is_at_or_below(place, read) for read in problem.reads for place in doubtful)
+    ]
+
+
+def _is_at_or_below(path: str, place: str) -> bool:
+    return path == place or path.startswith((f"{place}.", f"{place}["))
+
+
+def _without(data: Any, error: Any) -> tuple[Any, list[str]]:
+    """``data`` with a default or a stand-in instead of what is wrong, and the places that are in doubt then."""
+    loc = error["loc"]
+    steps, path, section = _steps(loc), _path(loc), _section_at(loc[:-1])
+    if error["type"] in ("extra_forbidden", "invalid_key"):
+        # Perhaps a key that is not there was meant.
+        there = _at(data, steps[:-1])
+        absent = [key for key in (section.model_fields if section else ()) if not isinstance(there, dict) or key not in there]
+        above = _path(loc[:-1])
+        return _put(data, steps, _GONE), [f"{above}.{key}".removeprefix(".") for key in absent]
+    if steps[-1] == "[key]":
+        return _put(data, steps[:-1], _GONE), [_path(loc[:-2])]
+    if error["type"].startswith("union_tag"):
+        there = _at(data, steps)
+        name = there.get("name") if isinstance(there, dict) else None
+        known = isinstance(name, str) and re.match(_NAME, name)
+        made = {"name": name if known else _STAND_IN, "kind": "demo"}
+        return _put(data, steps, made), [f"{path}.kind"] if known else [f"{path}.kind", f"{path}.name"]
+    known_field = section.model_fields.get(str(loc[-1])) if section else None
+    if known_field is not None and not known_field.is_required():
+        return _put(data, steps, _GONE), [path]
+    annotation: Any = Config
+    for step in loc:
+        annotation = _child(annotation, step)
+    return _put(data, steps, _stand_in(annotation)), [path]
+
+
+def _at(data: Any, steps: list[int | str]) -> Any:
+    for step in steps:
+        data = data[_key(data, step)] if isinstance(data, dict | list) else None
+    return data
+
+
+def _put(data: Any, steps: list[int | str], value: Any) -> Any:
+    """A copy with ``value`` at a place; what is not on the way there is shared."""
+    if not steps:
+        return value
+    if not isinstance(data, dict | list):
+        return data
+    key, made = _key(data, steps[0]), data.copy()
+    if len(steps) == 1 and value is _GONE and isinstance(made, dict):
+        made.pop(key, None)
+    else:
+        made[key] = _put(data.get(key) if isinstance(data, dict) else data[key], steps[1:], value)
+    return made
+
+
+def _key(data: dict[Any, Any] | list[Any], step: int | str) -> Any:
+    """The key itself: pydantic names one that is no text by its text."""
+    return step if isinstance(data, list) or step in data else next((key for key in data if str(key) == str(step)), step)
+
+
+def _stand_in(annotation: Any) -> Any:
+    """The shortest value that is valid for a type of this file."""
+    annotation = _bare(annotation)
+    if _is_union(annotation):
+        annotation = DemoProviderConfig
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return {key: _stand_in(part.annotation) for key, part in annotation.model_fields.items() if part.is_required()}
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is list:
+        return [_stand_in(arguments[0])]
+    if origin is dict:
+        return {_STAND_IN: _stand_in(arguments[1])}
+    if origin is Literal:
+        return arguments[0]
+    return {str: _STAND_IN, datetime.date: datetime.date(2000, 1, 1)}.get(annotation, 1)
+
+
 # --- one sentence for each of pydantic's error types --------------------------------------------
 
 
@@ -635,7 +781,10 @@ def _problem(error: Any) -> Problem:
     kind, context = error["type"], error.get("ctx", {})
     section = _section_at(loc[:-1])
     path = _path(loc)
-    if kind == "extra_forbidden":
+    if loc[-1] == "[key]":
+        return Problem(_path(loc[:-2]), f"the key {loc[-2]} must be text; put it in quotes")
+    if kind in ("extra_forbidden", "invalid_key"):
+        path = _path((*loc[:-1], str(loc[-1])))
         known = list(section.model_fields) if section else []
         return Problem(path, f"unknown key{_suggest(str(loc[-1]), known)}")
     if kind == "missing":
@@ -673,14 +822,18 @@ def _problem(error: Any) -> Problem:
 
 
 def _path(loc: tuple[int | str, ...]) -> str:
-    path = ""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in _steps(loc)).removeprefix(".")
+
+
+def _steps(loc: tuple[int | str, ...]) -> list[int | str]:
+    """The keys and indexes in the file. Pydantic also names the member of a union that it tried."""
+    steps = []
     annotation: Any = Config
     for step in loc:
-        if step in KINDS and _is_union(annotation):
-            continue  # pydantic names the member of the union that it tried; the file does not
-        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+        if not (step in KINDS and _is_union(annotation)):
+            steps.append(step)
         annotation = _child(annotation, step)
-    return path.removeprefix(".")
+    return steps
 
 
 def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel] | None:
