@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 import time
@@ -108,12 +109,26 @@ def test_what_is_known_of_a_person(gateway: Gateway) -> None:
         (["set", ANN, "--alias", "x" * 65], "--alias must be"),
         (["set", ANN, "--not-before", "tomorrow"], "--not-before must be"),
         (["set", ANN, "--not-before", "2026-11-21T18:00:00"], "with its zone"),
+        (["set", ANN, "--not-before", "9999-12-31T23:59:59-05:00"], "the years 1970 to 9999"),
+        (["set", ANN, "--not-before", "0001-01-01T00:00:00+23:59"], "the years 1970 to 9999"),
+        (["set", ANN, "--not-before", "1969-12-31T23:59:59+00:00"], "the years 1970 to 9999"),
     ],
 )
 def test_wrong_arguments_change_nothing(shared: Gateway, arguments: list[str], problem: str) -> None:
     said = person(shared, *arguments, status=2)
     assert problem in said and "Traceback" not in said
     assert person(shared, "list") == {"people": []}
+
+
+def test_a_moment_that_no_calendar_has_hides_nobody(own: Callable[..., Gateway]) -> None:
+    gateway = own(start=False)
+    latest = person(gateway, "set", ANN, "--not-before", "9999-12-31T23:59:59+00:00")["person"]["not_before"]
+    person(gateway, "set", BOB, "--not-before", "1970-01-01T02:00:00+02:00")
+    assert latest == "9999-12-31T23:59:59.000+00:00"
+    for stored, shown in ((10**17, latest), (-(10**17), "1970-01-01T00:00:00.000+00:00")):
+        with sqlite3.connect(gateway.database) as database:
+            database.execute("UPDATE people SET not_before_ms = ? WHERE email = ?", (stored, ANN))
+        assert [entry["not_before"] for entry in person(gateway, "list")["people"]] == [shown, "1970-01-01T00:00:00.000+00:00"]
 
 
 def test_a_store_that_cannot_be_used_is_told(own: Callable[..., Gateway]) -> None:

@@ -33,6 +33,8 @@ EXIT_BAD_USE = 2
 MAX_ALIAS = 64
 # A running service notices a change within a second, and its open answers within half a second more.
 CUT_WITHIN_S = 5.0
+# The last second that a time can be written for, in UTC.
+_LAST_MOMENT = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC).timestamp()
 
 
 _Load = Callable[[Path], Config | None]
@@ -253,7 +255,10 @@ def _moment(given: str) -> float | None:
         moment = None
     if moment is None or moment.tzinfo is None:
         raise UsageError("--not-before must be 'now', 'none' or a time with its zone, such as 2026-11-21T18:00:00+00:00")
-    return moment.timestamp()
+    seconds = moment.timestamp()
+    if not 0 <= seconds <= _LAST_MOMENT:
+        raise UsageError("--not-before must be in the years 1970 to 9999, counted in UTC")
+    return seconds
 
 
 def _now() -> float:
@@ -264,4 +269,6 @@ def _now() -> float:
 def _stamp(moment: float | None) -> str | None:
     if moment is None:
         return None
+    # A row that somebody wrote otherwise must not keep everybody out of the list.
+    moment = min(max(moment, 0), _LAST_MOMENT)
     return datetime.datetime.fromtimestamp(moment, datetime.UTC).isoformat(timespec="milliseconds")
