@@ -95,6 +95,11 @@ def gateway_database_problems(database_url: str, database_row: Mapping[str, Any]
     return list(_gateway.egress_problems(database_url, database_row, namespace))
 
 
+def gateway_provider_problems(entries: Sequence[Mapping[str, Any]], anthropic_url: str) -> list[str]:
+    """See gateway_provider_problems.yml."""
+    return list(_gateway.provider_problems(entries, anthropic_url))
+
+
 def egress_rules(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """See egress_rules.yml."""
     try:
@@ -118,6 +123,7 @@ class FilterModule:
             "gateway_database_problems": gateway_database_problems,
             "gateway_egress": gateway_egress,
             "gateway_key_files": gateway_key_files,
+            "gateway_provider_problems": gateway_provider_problems,
             "gateway_providers": gateway_providers,
             "egress_rules": egress_rules,
             "egress_problems": egress_problems,

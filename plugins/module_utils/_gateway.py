@@ -7,11 +7,16 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import parse_qs, urlsplit
+
+from ansible_collections.homelab.hearth.plugins.module_utils import _egress
 
 # Of a provider in the variables; the configuration knows nothing of network policies.
 EGRESS = "egress"
 _DEFAULT_PORT = {"http": 80, "https": 443, "postgresql": 5432}
+# Last labels of names that only a house's own DNS knows. A name below one is neither on the internet, to which a rule for
+# a vendor opens, nor a Service in a namespace of that name.
+_LOCAL = ("arpa", "box", "corp", "home", "internal", "intranet", "lan", "local", "localdomain", "private")
 
 
 def providers(entries: Sequence[Mapping[str, Any]], keyed: Collection[str], key_dir: str, ca_file: str, anthropic_url: str) -> list[Any]:
@@ -47,7 +52,10 @@ def egress(
 
     - an IP address: that address and port;
     - a Service (`name`, `name.namespace` over http, `name.namespace.svc…`): that namespace and port;
-    - any other name: the port, to all public addresses (for a database: nothing, see `egress_problems`).
+    - any other name: the port, to all public addresses (for a database: nothing, see `egress_problems`; a name in the
+      house: see `provider_problems`).
+
+    A provider with `fetch_images` makes the gateway itself fetch from https addresses in chats: two rows for all of them.
     """
     rows = []
     for entry in entries:
@@ -56,6 +64,11 @@ def egress(
         url = str(entry.get("base_url") or (anthropic_url if entry.get("kind") == "anthropic" else ""))
         row = dict(entry[EGRESS]) if isinstance(entry.get(EGRESS), Mapping) else _row(url, namespace) or {"url": url}
         rows.append({"name": f"provider {entry.get('name')}", **row})
+    if any(isinstance(entry, Mapping) and entry.get("fetch_images") for entry in entries):
+        rows += [
+            {"name": f"images in chats, IPv{version}", "cidr": cidr, "except": list(inside), "ports": [443]}
+            for version, cidr, inside in ((4, "0.0.0.0/0", _egress.NOT_PUBLIC_4), (6, "::/0", _egress.NOT_PUBLIC_6))
+        ]
     if not _is_sqlite(database_url):
         found = dict(database_row) or _row(database_url, namespace)
         if found:
@@ -73,32 +86,52 @@ def egress_problems(database_url: str, database_row: Mapping[str, Any], namespac
     ]
 
 
+def provider_problems(entries: Sequence[Mapping[str, Any]], anthropic_url: str) -> list[str]:
+    """Why no row can be made for providers with a name that only the house's own DNS knows, one sentence each."""
+    problems = []
+    for index, entry in enumerate(entries):
+        if not isinstance(entry, Mapping) or entry.get("kind") == "demo" or isinstance(entry.get(EGRESS), Mapping):
+            continue
+        found = _split(str(entry.get("base_url") or (anthropic_url if entry.get("kind") == "anthropic" else "")))
+        if found is not None and _is_local(found[1]):
+            problems.append(
+                f"gateway_providers[{index}].egress: where {found[1]} is cannot be told from its name, which only the house's own "
+                f"DNS knows; give its network, such as {{cidr: 192.168.0.10/32, ports: [{found[2]}]}}, or its namespace when it is a "
+                f"Service"
+            )
+    return problems
+
+
 def _is_sqlite(url: str) -> bool:
     return not url or url.startswith("sqlite")
 
 
-def _split(url: str) -> tuple[SplitResult, str, int] | None:
-    """Parts, host and port of an address, or None when it is none; the gateway's own check says so."""
+def _split(url: str) -> tuple[str, str, int] | None:
+    """Scheme, host and port of an address, or None when it is none; the gateway's own check says so."""
     try:
         parts = urlsplit(url)
         scheme = parts.scheme.partition("+")[0]
-        port = parts.port or _DEFAULT_PORT[scheme]
+        host, port = parts.hostname or "", str(parts.port or _DEFAULT_PORT[scheme])
+        if scheme == "postgresql":
+            # What stands in the query is what the client goes by.
+            options = parse_qs(parts.query)
+            host, port = ",".join(options.get("host", [host])), ",".join(options.get("port", [port]))
+        number = int(port)
     except (ValueError, KeyError):
         return None
-    if not parts.hostname:
-        return None
-    return parts, parts.hostname, port
+    # The last is a list of servers, or a directory with a socket. Neither is one place in the network.
+    return None if not host or "," in host or "/" in host else (scheme, host.strip("[]").rstrip(".").lower(), number)
 
 
 def _row(url: str, namespace: str) -> dict[str, Any] | None:
     found = _split(url)
     if found is None:
         return None
-    parts, host, port = found
+    scheme, host, port = found
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        home = _namespace_of(host, parts.scheme, namespace)
+        home = _namespace_of(host, scheme, namespace)
         return {"namespace": home, "ports": [port]} if home else None
     return {"cidr": f"{address}/{address.max_prefixlen}", "ports": [port]}
 
@@ -108,11 +141,22 @@ def _namespace_of(host: str, scheme: str, own: str) -> str | None:
     labels = host.split(".")
     if len(labels) == 1:
         return own
-    if len(labels) >= 3 and labels[2] == "svc":
+    if _is_service(labels):
         return labels[1]
+    if _is_local(host):
+        return None
     # `name.namespace` is the short form of a Service, and looks like a name on the internet. Nobody sends a key
     # there without TLS, and nobody has a public certificate for a Service.
     return labels[1] if len(labels) == 2 and scheme != "https" else None
+
+
+def _is_service(labels: list[str]) -> bool:
+    return len(labels) >= 3 and labels[2] == "svc"
+
+
+def _is_local(host: str) -> bool:
+    labels = host.split(".")
+    return len(labels) >= 2 and labels[-1] in _LOCAL and not _is_service(labels)
 
 
 def key_files(keys: Mapping[str, str], key_dir: str, existing: Sequence[str]) -> list[dict[str, str]]:

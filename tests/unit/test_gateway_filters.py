@@ -125,6 +125,38 @@ def test_a_providers_way_out_is_read_from_its_address(url: str, row: dict[str, o
     assert rows == [{"name": "provider x", **row}]
 
 
+@pytest.mark.parametrize(("url", "port"), [
+    ("http://nas.lan:11434", 11434), ("http://ollama.fritz.box:11434", 11434), ("https://ai.home.arpa", 443), ("http://NAS.Local./x", 80),
+    ("https://models.house.internal:8443", 8443),
+])
+def test_a_name_in_the_house_needs_its_network(url: str, port: int) -> None:
+    """No rule could ever match: neither that for a namespace `lan` nor that for the internet."""
+    entries: list[dict[str, Any]] = [{"name": "d", "kind": "demo"}, {"name": "nas", "kind": "openai", "base_url": url}]
+    [problem] = gateway.gateway_provider_problems(entries, ANTHROPIC)
+    assert problem.startswith("gateway_providers[1].egress: where ") and f"ports: [{port}]" in problem
+    assert "namespace" not in gateway.gateway_egress(entries, ANTHROPIC, "", {}, "hearth")[0]
+    entries[1]["egress"] = {"cidr": "192.168.0.10/32", "ports": [port]}
+    assert gateway.gateway_provider_problems(entries, ANTHROPIC) == []
+
+
+@pytest.mark.parametrize("url", [
+    "http://litellm.llm:4000", "http://litellm.home.svc:4000", "http://litellm.llm.svc.cluster.local:4000", "http://litellm:4000",
+    "http://192.168.0.10:11434", "https://api.example.org", "not an address", "",
+])
+def test_other_names_need_none(url: str) -> None:
+    assert gateway.gateway_provider_problems([{"name": "x", "kind": "openai", "base_url": url}], ANTHROPIC) == []
+
+
+def test_images_of_chats_are_fetched_from_the_internet_and_from_nowhere_at_home() -> None:
+    near = {"name": "near", "kind": "openai", "base_url": "http://litellm.llm:4000"}
+    assert len(gateway.gateway_egress([near], ANTHROPIC, "", {}, "hearth")) == 1
+    rows = gateway.gateway_egress([{**near, "fetch_images": True}, {**near, "fetch_images": True}], ANTHROPIC, "", {}, "hearth")
+    four, six = gateway.egress_rules(rows)[2:]
+    assert [rule["ports"] for rule in (four, six)] == [[{"protocol": "TCP", "port": 443}]] * 2
+    assert four["to"][0]["ipBlock"]["cidr"] == "0.0.0.0/0" and "192.168.0.0/16" in four["to"][0]["ipBlock"]["except"]
+    assert six["to"][0]["ipBlock"]["cidr"] == "::/0" and "fc00::/7" in six["to"][0]["ipBlock"]["except"]
+
+
 def test_the_demo_provider_goes_nowhere_and_a_given_row_wins() -> None:
     entries = [{"name": "d", "kind": "demo"}, {"name": "a", "kind": "anthropic", "egress": {"cidr": "192.0.2.0/24", "ports": [443]}}]
     assert gateway.gateway_egress(entries, ANTHROPIC, "", {}, "hearth") == [
@@ -144,6 +176,23 @@ def test_a_database_is_opened_where_it_is_known_to_be() -> None:
     [problem] = gateway.gateway_database_problems("postgresql://h@db.example.org/hearth", {}, "hearth")
     assert problem.startswith("gateway_database_egress: ")
     assert rows("postgresql://h@db.example.org/hearth", {}) == []
+
+
+@pytest.mark.parametrize(("url", "row"), [
+    ("postgresql://h@pg:5432/h?host=192.0.2.3", {"cidr": "192.0.2.3/32", "ports": [5432]}),
+    ("postgresql://h@pg.data/h?port=6432", {"namespace": "data", "ports": [6432]}),
+    ("postgresql://h@/h?host=pg.data&port=6432&sslmode=require", {"namespace": "data", "ports": [6432]}),
+    # One place is not told: several servers, a socket, a name in the house.
+    ("postgresql://h@pg:5432/h?host=192.0.2.3,192.0.2.4", None),
+    ("postgresql://h@pg1,pg2:5432/h", None),
+    ("postgresql://h@pg:5432/h?host=192.0.2.3&host=192.0.2.4", None),
+    ("postgresql://h@pg:5432/h?host=/run/postgresql", None),
+    ("postgresql://h@nas.lan/h", None),
+    ("postgresql://h@pg/h?port=many", None),
+])
+def test_the_query_of_a_database_wins_as_in_its_client(url: str, row: dict[str, Any] | None) -> None:
+    assert list(gateway.gateway_egress([], ANTHROPIC, url, {}, "hearth")) == ([{"name": "database", **row}] if row else [])
+    assert len(gateway.gateway_database_problems(url, {}, "hearth")) == (0 if row else 1)
 
 
 def test_keys_are_files_and_former_ones_go() -> None:
