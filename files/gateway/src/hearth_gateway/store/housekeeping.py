@@ -247,13 +247,15 @@ class _LockFile:
     def alive(self, instance: str) -> bool:
         path = self._path(instance)
         try:
-            with path.open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                path.unlink(missing_ok=True)
+            file = path.open("rb")
         except FileNotFoundError:
             return False
-        except BlockingIOError:
-            return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+        with file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return _is_at(path, file)
+            path.unlink(missing_ok=True)
         return False
 
     def bury(self) -> None:
