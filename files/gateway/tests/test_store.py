@@ -333,6 +333,7 @@ def test_more_than_fits_into_one_transaction(tmp_path: Path, monkeypatch: pytest
 def test_who_comes_first_writes_and_the_first_of_the_others_writes_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "hearth.db"
     ledger = open_ledger(path, [])
+    wait_until(lambda: ledger._asleep)  # for a moment after its start it looks whether something waits
     write = ledger._writer.write
     writers: list[tuple[str, int]] = []
     others_wait = threading.Event()
