@@ -100,6 +100,16 @@ def gateway_provider_problems(entries: Sequence[Mapping[str, Any]], anthropic_ur
     return list(_gateway.provider_problems(entries, anthropic_url))
 
 
+def gateway_public_key_problems(text: str) -> list[str]:
+    """See gateway_public_key_problems.yml."""
+    return list(_gateway.public_key_problems(text))
+
+
+def gateway_program_problems(limits: Mapping[str, Any], tokens: Sequence[str]) -> list[str]:
+    """See gateway_program_problems.yml."""
+    return list(_gateway.program_problems(limits, tokens))
+
+
 def egress_rules(table: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """See egress_rules.yml."""
     try:
@@ -123,6 +133,8 @@ class FilterModule:
             "gateway_database_problems": gateway_database_problems,
             "gateway_egress": gateway_egress,
             "gateway_key_files": gateway_key_files,
+            "gateway_program_problems": gateway_program_problems,
+            "gateway_public_key_problems": gateway_public_key_problems,
             "gateway_provider_problems": gateway_provider_problems,
             "gateway_providers": gateway_providers,
             "egress_rules": egress_rules,

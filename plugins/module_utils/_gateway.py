@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import base64
+import difflib
 import ipaddress
+import re
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -164,6 +167,38 @@ def key_files(keys: Mapping[str, str], key_dir: str, existing: Sequence[str]) ->
     wanted = {f"{key_dir}/{name}": value for name, value in keys.items()}
     made = [{"path": path, "secret_content": value, "mode": "0600"} for path, value in sorted(wanted.items())]
     return made + [{"path": path, "state": "absent"} for path in sorted(set(existing) - set(wanted))]
+
+
+_PUBLIC_KEY = re.compile(r"\s*-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z")
+_MAX_PUBLIC_KEY = 16_384
+
+
+def public_key_problems(text: str) -> list[str]:
+    """What the process would refuse of the operator's public key at its start, one sentence; empty when it is none or well."""
+    if not text.strip():
+        return []
+    if "PRIVATE KEY" in text:
+        return ["gateway_operator_public_key: holds a private key; the gateway must never have it: give the public one"]
+    found = _PUBLIC_KEY.match(text) if len(text) <= _MAX_PUBLIC_KEY else None
+    try:
+        key = base64.b64decode("".join(found[1].split()), validate=True) if found else b""
+    except ValueError:
+        key = b""
+    if len(key) < 44 or key[0] != 0x30:
+        return ["gateway_operator_public_key: holds no public key in PEM form (-----BEGIN PUBLIC KEY-----)"]
+    return []
+
+
+def program_problems(limits: Mapping[str, Any], tokens: Sequence[str]) -> list[str]:
+    """Which of the limits of single programs are for a token that nobody has, one sentence each."""
+    programs = limits.get("programs")
+    problems = []
+    for name in programs if isinstance(programs, Mapping) else ():
+        if name not in tokens:
+            close = difflib.get_close_matches(str(name), tokens, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known are {', '.join(tokens)}"
+            problems.append(f"gateway_limits.programs.{name}: no token is called so; {hint}")
+    return problems
 
 
 # A place in the configuration, and the variable of the role that it was made from.

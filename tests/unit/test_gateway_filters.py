@@ -222,3 +222,39 @@ def test_faults_of_an_egress_table_are_listed_or_raised() -> None:
     assert len(gateway.egress_problems(table)) == 2
     with pytest.raises(AnsibleFilterError, match=r"row 1 \(a\).*row 2 \(b\)"):
         gateway.egress_rules(table)
+
+
+PUBLIC_KEY = """-----BEGIN PUBLIC KEY-----
+MCowBQYDK2VuAyEAVi7f6pQ6o8s8Qm5rD7mQq5cXn3gCw5m2T0Q1m3cZb1k=
+-----END PUBLIC KEY-----
+"""
+KEYS = [
+    PUBLIC_KEY, PUBLIC_KEY.replace("\n", "\r\n"), "  " + PUBLIC_KEY,
+    PUBLIC_KEY.replace("PUBLIC", "PRIVATE"), PUBLIC_KEY.replace("MCow", ""), PUBLIC_KEY.replace("MCow", "M=ow"),
+    PUBLIC_KEY.splitlines()[1], "not a key", PUBLIC_KEY + "more", PUBLIC_KEY.replace("MCow", "A" * 20_000),
+]
+
+
+def test_an_operators_key_is_refused_as_the_process_refuses_it(tmp_path: Path) -> None:
+    """With the gateway's own code: the role and the process must not think differently of a key."""
+    for number, text in enumerate(KEYS):
+        (tmp_path / f"{number}.pem").write_bytes(text.encode())
+    code = "import sys\nfrom hearth_gateway import config\nfor path in sys.argv[1:]: print(*config._public_key_problems(path))"
+    files = [str(tmp_path / f"{number}.pem") for number in range(len(KEYS))]
+    done = subprocess.run([sys.executable, "-c", code, *files], env={**os.environ, "PYTHONPATH": f"{SOURCE}/src"}, capture_output=True,
+                          text=True, check=True)
+    theirs = [line.partition(".pem ")[2] for line in done.stdout.splitlines()]
+    ours = [" ".join(gateway.gateway_public_key_problems(text)).removeprefix("gateway_operator_public_key: ") for text in KEYS]
+    assert ours == theirs
+    assert [not problem for problem in ours] == [True] * 3 + [False] * 7
+    assert gateway.gateway_public_key_problems(" ") == []
+
+
+def test_a_limit_is_for_a_token_there_is() -> None:
+    tokens = ["operator", "home-assistant"]
+    limits: dict[str, Any] = {"programs": {"home-assistant": {}, "home-assitant": {}, "zzz": {}}}
+    assert gateway.gateway_program_problems(limits, tokens) == [
+        "gateway_limits.programs.home-assitant: no token is called so; did you mean 'home-assistant'?",
+        "gateway_limits.programs.zzz: no token is called so; known are operator, home-assistant",
+    ]
+    assert gateway.gateway_program_problems({}, tokens) == gateway.gateway_program_problems({"programs": ["x"]}, tokens) == []

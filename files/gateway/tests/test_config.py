@@ -92,6 +92,18 @@ def test_postgresql_by_host_and_by_socket(url: str) -> None:
         ("bind: 127.0.0.1:8080", "bind: 127.0.0.1:99999", "server.bind: the port must be a number from 0 to 65535"),
         ("metrics_bind: 127.0.0.1:9090", "metrics_bind: 127.0.0.1:8080",
          "server.metrics_bind: must differ from server.bind"),
+        ("bind: 127.0.0.1:8080, metrics_bind: 127.0.0.1:9090", "bind: '0.0.0.0:80', metrics_bind: '127.0.0.1:80'",
+         "server.metrics_bind: must differ from server.bind"),
+        ("bind: 127.0.0.1:8080, metrics_bind: 127.0.0.1:9090", "bind: 'Localhost:80', metrics_bind: '127.0.0.1:80'",
+         "server.metrics_bind: must differ from server.bind"),
+        ("bind: 127.0.0.1:8080, metrics_bind: 127.0.0.1:9090", "bind: '192.0.2.1:80', metrics_bind: '[::]:80'",
+         "server.metrics_bind: must differ from server.bind"),
+        ("https://api.anthropic.com,", "'http://exa mple',",
+         "providers[0].base_url: must be an address such as https://api.anthropic.com"),
+        ("https://api.anthropic.com,", "'http://example/ x',",
+         "providers[0].base_url: must be an address such as https://api.anthropic.com"),
+        ("https://api.anthropic.com,", "'http://exa|mple',",
+         "providers[0].base_url: must be an address such as https://api.anthropic.com"),
         ("sqlite:////var/lib/hearth/hearth.db", "mysql://db/hearth", "database_url: must begin with sqlite:/// or postgresql://"),
         ("sqlite:////var/lib/hearth/hearth.db", "postgresql://db/hearth",
          "database_url: must look like postgresql://user@host:5432/database"),
@@ -210,6 +222,37 @@ def test_all_problems_at_once() -> None:
     assert len(problems(text)) == 3
     text = changed("{provider: demo,", "{provider: dmo,").replace("idle_s: 60", "idle_s: 700")
     assert len(problems(text)) == 2
+
+
+@pytest.mark.parametrize("binds", [
+    "bind: '0.0.0.0:0', metrics_bind: '0.0.0.0:0'", "bind: '0.0.0.0:80', metrics_bind: '[::1]:80'",
+    "bind: '127.0.0.1:80', metrics_bind: '127.0.0.2:80'", "bind: '0.0.0.0:80', metrics_bind: '0.0.0.0:81'",
+])  # fmt: skip
+def test_listeners_that_do_not_clash(binds: str) -> None:
+    parse_config(changed("bind: 127.0.0.1:8080, metrics_bind: 127.0.0.1:9090", binds))
+
+
+def test_one_price_for_one_model() -> None:
+    one = "{provider: demo, model: x, input_usd: 1, output_usd: 1, source: here, date: 2026-11-21}"
+    assert problems(f"{GOOD}prices: [{one}, {one.replace('model: x', 'model: y')}, {one}]\n") == [
+        "prices[2]: 'x' of 'demo' has a price in prices[0] already; keep one"]
+
+
+def test_what_is_hardly_meant_is_a_warning(files: Path, capsys: Any) -> None:
+    (files / "tokens" / "home-assistant").write_text("x" * 40)
+    file = files / "config.yaml"
+    file.write_text(file.read_text() + PRICE.replace("2026-11-21", "2999-01-01") + "}]\n"
+                    + "limits: {programs: {home-assitant: {tokens_per_day: 5}, home-assistant: {tokens_per_day: 5}}}\n")
+    assert main(["check-config", "--files", str(file)]) == 0
+    said = capsys.readouterr().err
+    assert f"warning: limits.programs.home-assitant: no token in {files}/tokens is called so; did you mean 'home-assistant'?" in said
+    assert "warning: prices[0].date: 2999-01-01 is in the future" in said
+    assert "programs.home-assistant:" not in said
+    assert main(["check-config", str(file)]) == 0
+    assert "home-assitant" not in capsys.readouterr().err
+    (files / "tokens").rename(files / "elsewhere")
+    assert main(["check-config", "--files", str(file)]) == 2
+    assert "is not a directory" in capsys.readouterr().err
 
 
 MANY = """

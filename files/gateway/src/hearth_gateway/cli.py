@@ -25,6 +25,7 @@ from hearth_gateway.config import (
     load_config,
     load_with_files,
     parse_bind,
+    warnings,
 )
 from hearth_gateway.core.prices import price_warnings
 
@@ -94,7 +95,9 @@ def _check_config(arguments: argparse.Namespace) -> int:
         problems, config = found.problems, None if found.doubtful else found.rest
     for problem in problems:
         _say(f"{arguments.file}: {problem}")
-    for warning in price_warnings(config, datetime.datetime.now(datetime.UTC).date()) if config else ():
+    today = datetime.datetime.now(datetime.UTC).date()
+    told = [] if config is None else [*warnings(config, today, files=arguments.files), *price_warnings(config, today)]
+    for warning in told:
         _say(f"{arguments.file}: warning: {warning}")
     return EXIT_BAD_CONFIG if problems else 0
 

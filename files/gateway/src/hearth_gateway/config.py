@@ -407,6 +407,21 @@ def load_with_files(path: Path) -> Config:
     return config
 
 
+def warnings(config: Config, today: datetime.date, *, files: bool = False) -> list[str]:
+    """Sentences on what is allowed and yet hardly meant. ``files``: also look at the names of the tokens."""
+    found = []
+    for index, price in enumerate(config.prices):
+        # The day of the house may be one ahead. No problem: a machine without a clock would not start.
+        if price.date > today + datetime.timedelta(days=1):
+            found.append(f"prices[{index}].date: {price.date} is in the future, so the price will not count as old")
+    if files and Path(config.tokens.dir).is_dir():
+        known = sorted(file.name for file in Path(config.tokens.dir).iterdir() if not file.name.endswith(".previous"))
+        for name in config.limits.programs:
+            if name not in known:
+                found.append(f"limits.programs.{name}: no token in {config.tokens.dir} is called so{_suggest(name, known)}")
+    return found
+
+
 def check_files(config: Config) -> list[Problem]:
     """Look at the secret and certificate files a configuration names."""
     problems = []
@@ -497,7 +512,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
             parse_bind(value)
         except ValueError as error:
             yield Problem(f"server.{key}", f"{error}")
-    if server.bind == server.metrics_bind and not server.bind.endswith(":0"):
+    if _clash(server.bind, server.metrics_bind):
         yield Problem("server.metrics_bind", "must differ from server.bind", ("server.bind",))
     yield from _database_checks(config)
     names: list[str] = []
@@ -525,7 +540,14 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
     for name in config.system_prompts:
         if name not in config.models:
             yield Problem(f"system_prompts.{name}", f"no model is called {name!r}{_suggest(name, list(config.models))}", ("models",))
+    seen: dict[tuple[str, str], int] = {}
     for index, price in enumerate(config.prices):
+        first = seen.setdefault((price.provider, price.model), index)
+        if first != index:
+            reads = tuple(f"prices[{at}].{key}" for at in (first, index) for key in ("provider", "model"))
+            yield Problem(
+                f"prices[{index}]", f"{price.model!r} of {price.provider!r} has a price in prices[{first}] already; keep one", reads
+            )
         if price.provider not in names:
             yield _unknown_provider(f"prices[{index}].provider", price.provider, names)
     yield from _limit_checks(config)
@@ -535,6 +557,18 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
     for part in ("connect_s", "first_token_s", "idle_s"):
         if getattr(timeouts, part) > timeouts.total_s:
             yield Problem(f"timeouts.{part}", "must not be longer than timeouts.total_s", ("timeouts.total_s",))
+
+
+def _clash(one: str, other: str) -> bool:
+    """Whether two listeners want the same port of the same address."""
+    try:
+        (first, port), (second, other_port) = parse_bind(one.lower()), parse_bind(other.lower())
+    except ValueError:
+        return False
+    hosts = {"127.0.0.1" if host == "localhost" else host for host in (first, second)}
+    # [::] takes in IPv4 too; 0.0.0.0 takes in no IPv6.
+    wide = "::" in hosts or ("0.0.0.0" in hosts and not any(":" in host for host in hosts))  # noqa: S104  (compared, not listened on)
+    return port == other_port != 0 and (wide or len(hosts) == 1)
 
 
 def _unknown_provider(where: str, name: str, names: list[str]) -> Problem:
@@ -649,7 +683,9 @@ def _postgresql_checks(url: str) -> Iterator[Problem]:
 def _url_checks(where: str, url: str) -> Iterator[Problem]:
     try:
         parts = urlsplit(url)
-        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        # urlsplit takes nearly everything for a host.
+        clean = url.isprintable() and not re.search(r"""[\s<>"{}|\\^`]""", url)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0 and clean
     except ValueError:
         valid = False
     if not valid:
