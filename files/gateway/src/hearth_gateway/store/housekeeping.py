@@ -247,15 +247,14 @@ class _LockFile:
     def alive(self, instance: str) -> bool:
         path = self._path(instance)
         try:
-            file = path.open("rb")
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _is_at(path, file):
+                    path.unlink()
         except FileNotFoundError:
             return False
-        with file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return _is_at(path, file)
-            path.unlink(missing_ok=True)
+        except BlockingIOError:
+            return True
         return False
 
     def bury(self) -> None:
