@@ -21,6 +21,7 @@ from hearth_gateway.store.database import open_database
 from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.usage import SqlUsage
+from hearth_gateway.telemetry.metrics import Metrics
 from hearth_gateway.translate.events import Usage
 from hearth_gateway.translate.vendor_fields import MAX_COUNT
 
@@ -116,6 +117,16 @@ def test_the_vendors_count_stands() -> None:
     assert billed(leg("ok", said, answer_bytes=4000), 99) == (said, "settled")
     assert billed(leg("cancelled", said, answer_bytes=100), 99) == (said, "settled"), "it counted more than was seen"
     assert billed(leg("ok", Usage(), images=1), 99) == (Usage(), "settled"), "images are priced by the piece"
+
+
+def test_a_part_is_not_more_than_the_whole() -> None:
+    """A server that tells how much it wrote for an hour, and not how much in all: the rest would be less than nothing."""
+    said = Usage(input=3, cache_write_1h=7, output=5)
+    usage, state = billed(leg("ok", said, answer_bytes=20), 99)
+    assert (usage, state) == (replace(said, cache_write=7), "settled")
+    metrics = Metrics()
+    metrics.record(Settlement(replace(leg("ok", said), usage=usage), usage, state, 5))
+    assert b'kind="cache_write_1h",model="m",provider="p"} 7.0' in metrics.exposition()
 
 
 def test_what_the_vendor_did_not_count_is_estimated() -> None:

@@ -279,6 +279,9 @@ _MAX_BELIEVED = 100_000_000
 def billed(leg: Leg, prompt_tokens: int) -> tuple[Usage, State]:
     """The usage to charge for, and whether any of it is our estimate. ``prompt_tokens`` is the estimate for the prompt."""
     said = leg.usage
+    if said.cache_write_1h > said.cache_write:
+        # The part alone was said, and the rest is not negative: no price and no counter can be.
+        said = replace(said, cache_write=said.cache_write_1h)
     usage = said if said.prompt <= _MAX_BELIEVED and said.output <= _MAX_BELIEVED else _believed(said)
     doubted = usage is not said
     said_nothing = usage == _NO_USAGE and not leg.images
