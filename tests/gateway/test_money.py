@@ -197,7 +197,7 @@ def test_a_vendors_number_beyond_all_measure_costs_nobody_anything(
     own: Make, store: dict[str, Any], second_vendor: Mock, number: int
 ) -> None:
     """More than a column of PostgreSQL holds, and more than SQLite does. The answer is good; the next ones are, too."""
-    model = f"mock+usage-{number}"
+    model = f"mock+tokens-{number}"
     gateway = own(
         second_url=second_vendor.url,
         models={"huge": [{"provider": "litellm", "model": model, "max_output_tokens": 100}]},

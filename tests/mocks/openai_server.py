@@ -27,7 +27,7 @@ every property of the schema. One token per word. Faults are chosen by the model
     cache           usage with cached tokens           max-tokens      finish reason length
     content-filter  finish reason content_filter       unknown-stop    a finish reason nobody knows
     no-usage        no usage at all                    usage-on-finish usage on the chunk with the finish reason
-    usage-<number>  as many prompt_tokens
+    tokens-<number> as many prompt_tokens
     400 401 402 403 404 408 413 429 429-bare 500 502 503 529   error responses; 429 has Retry-After: 7
 
 `--record` appends one JSON line per request: what was sent, never what was said (lengths only).
@@ -216,8 +216,8 @@ class Answer:
             self.usage["prompt_tokens"] += 1200
             self.usage["prompt_tokens_details"] = {"cached_tokens": 1000, "cache_creation_tokens": 200}
             self.usage["cache_read_input_tokens"], self.usage["cache_creation_input_tokens"] = 1000, 200
-        if scenario.startswith("usage-"):
-            self.usage["prompt_tokens"] = int(scenario.removeprefix("usage-"))
+        if scenario.startswith("tokens-"):
+            self.usage["prompt_tokens"] = int(scenario.removeprefix("tokens-"))
         self.usage["total_tokens"] = self.usage["prompt_tokens"] + self.usage["completion_tokens"]
 
     def _say(self, body: Json) -> None:
