@@ -195,7 +195,9 @@ def run_layer(name: str) -> Outcome:
 
     def run(command: list[str], mode: str) -> int | None:
         with log.open(mode) as sink:
-            process = subprocess.Popen(command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment)
+            process = subprocess.Popen(
+                command, cwd=ROOT, stdout=sink, stderr=subprocess.STDOUT, env=environment, preexec_fn=hear_interrupts
+            )
             return wait(process, float(end) + OVERTIME_S if end else None)
 
     returncode = run(command, "wb")
@@ -223,6 +225,11 @@ def run_layer(name: str) -> Outcome:
         print(tail(log))
         print(f"{name}: FAILED, whole log in {log.relative_to(ROOT)}")
     return outcome
+
+
+def hear_interrupts() -> None:
+    """What a shell starts in the background ignores them, and so would all that is started from there."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def wait(process: subprocess.Popen[bytes], until: float | None) -> int | None:
