@@ -468,32 +468,28 @@ def test_status_for_people_and_programs(own: Make, second_vendor: Mock) -> None:
 # --- the client leaves -------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def patient(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendor: Mock) -> Iterator[Gateway]:
+def without_limits(directory: Path, vendor: Mock, second_vendor: Mock, headers_after_s: float) -> Iterator[Gateway]:
     """No limit of its own ends a silence here."""
     gateway = Gateway(
-        tmp_path_factory.mktemp("patient"),
+        directory,
         vendor.url,
         second_url=second_vendor.url,
-        server={"headers_after_s": 0.2},
+        server={"headers_after_s": headers_after_s},
         timeouts={"idle_s": 20, "first_token_s": 20},
     )
     yield gateway
     gateway.stop()
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendor: Mock) -> Iterator[Gateway]:
+    yield from without_limits(tmp_path_factory.mktemp("patient"), vendor, second_vendor, 0.2)
 
 
 @pytest.fixture(scope="module")
 def unhurried(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_vendor: Mock) -> Iterator[Gateway]:
-    """The same, and no stream begins before its first word."""
-    gateway = Gateway(
-        tmp_path_factory.mktemp("unhurried"),
-        vendor.url,
-        second_url=second_vendor.url,
-        server={"headers_after_s": 20},
-        timeouts={"idle_s": 20, "first_token_s": 20},
-    )
-    yield gateway
-    gateway.stop()
+    """No stream begins before its first word."""
+    yield from without_limits(tmp_path_factory.mktemp("unhurried"), vendor, second_vendor, 20)
 
 
 def send(gateway: Gateway, route: str, model: str, stream: bool) -> socket.socket:

@@ -28,7 +28,7 @@ _NOTICED_S = 0.25
 _TICK_S = 0.015
 _ESTABLISHED = 1
 # Of `struct tcp_info` (linux/tcp.h): the state, and the milliseconds since we last sent and received data.
-_TCP_INFO = struct.Struct("@B7x9I2I1I")
+_TCP_INFO = struct.Struct("@B7x12I")
 _TCP_INFO_BYTES = 104
 
 

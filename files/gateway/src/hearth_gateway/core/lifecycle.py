@@ -92,9 +92,8 @@ class Uploads:
 
     # Nearly all are here at once. A burst of those waits for its turn, and is no reason to refuse anybody.
     _PATIENCE_S = 0.5
-
     # Of these there may be as many as there are open answers.
-    SMALL_BYTES = 64 * 1024
+    _SMALL_BYTES = 64 * 1024
 
     def __init__(self, max_open: int, max_bytes: int) -> None:
         self._at_most = max(max_open // 2, 2)
@@ -123,7 +122,7 @@ class Uploads:
 
     def hold(self, size: int) -> None:
         """Take so many bytes of memory into account, until `release`. Raises ``GatewayError`` when there is no room."""
-        if size <= self.SMALL_BYTES:
+        if size <= self._SMALL_BYTES:
             return
         with self._changed:
             if size > self._free_bytes:
@@ -131,7 +130,7 @@ class Uploads:
             self._free_bytes -= size
 
     def release(self, size: int) -> None:
-        if size > self.SMALL_BYTES:
+        if size > self._SMALL_BYTES:
             with self._changed:
                 self._free_bytes += size
 
