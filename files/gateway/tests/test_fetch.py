@@ -115,17 +115,12 @@ def port(certificate: Path) -> Iterator[int]:
 
 
 @pytest.fixture
-def make(certificate: Path, port: int) -> Iterator[Callable[..., ImageFetcher]]:
-    made: list[ImageFetcher] = []
-
+def make(certificate: Path, port: int) -> Callable[..., ImageFetcher]:
     def fetcher(**changes: Any) -> ImageFetcher:
         options = {"ca_file": str(certificate / "cert.pem"), "allowed": lambda address: address.is_loopback, "port": port}
-        made.append(ImageFetcher(SystemClock(), **{**options, **changes}))
-        return made[-1]
+        return ImageFetcher(SystemClock(), **{**options, **changes})
 
-    yield fetcher
-    for item in made:
-        item.close()
+    return fetcher
 
 
 def run(fetcher: ImageFetcher, *parts: Any) -> ChatRequest:
@@ -222,6 +217,39 @@ def test_a_server_that_trickles_is_left_in_time(make: Callable[..., ImageFetcher
     with pytest.raises(InvalidRequestError):
         run(make(), ImagePart(url=f"https://localhost:{port}/trickle"))
     assert time.monotonic() - started < 15, "the server goes on for 30 s"
+
+
+def test_names_that_nobody_answers_for_keep_no_other_request(
+    make: Callable[..., ImageFetcher], port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "FETCH_S", 2.0)
+    answered = threading.Event()
+    real = socket.getaddrinfo
+
+    def resolve(host: Any, *args: Any, **options: Any) -> list[Any]:
+        if str(host).endswith(".silent.example"):
+            answered.wait(30)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return real(host, *args, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolve)
+    fetcher = make()
+    images = [ImagePart(url=f"https://{number}.silent.example:{port}/png") for number in range(20)]
+
+    def ask_for_silent_ones() -> None:
+        with pytest.raises(InvalidRequestError):
+            run(fetcher, *images)
+
+    stuck = threading.Thread(target=ask_for_silent_ones)
+    stuck.start()
+    try:
+        assert run(fetcher, ImagePart(url=f"https://localhost:{port}/png?other")).turns
+        stuck.join(10)
+        assert not stuck.is_alive(), "and who asked for them is told in time"
+        left = [thread for thread in threading.enumerate() if thread.name == "fetch"]
+        assert left and all(thread.daemon for thread in left), "a look-up that hangs must not keep the process from its end"
+    finally:
+        answered.set()
 
 
 def test_there_is_a_limit_to_how_many(make: Callable[..., ImageFetcher], port: int) -> None:

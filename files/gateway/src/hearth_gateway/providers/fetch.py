@@ -14,8 +14,9 @@ import ipaddress
 import socket
 import ssl
 import threading
+from collections import deque
 from collections.abc import Callable, Generator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,6 +34,9 @@ MAX_IMAGES = 20  # what Bedrock takes in one request
 MAX_IMAGE_BYTES = 5 * 1024 * 1024
 FETCH_S = 10.0  # for all images of a request together
 _READ_BYTES = 64 * 1024
+# At a time: of one request, and from all servers together, which is what they take of our memory.
+_AT_A_TIME = 4
+_MAX_TRANSFERS = 8
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -92,10 +96,7 @@ class ImageFetcher:
         self._tls = tls_context(ca_file)
         self._allowed = allowed
         self._port = port
-        self._pool = ThreadPoolExecutor(max_workers=8, thread_name_prefix="fetch")
-
-    def close(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._transfers = threading.BoundedSemaphore(_MAX_TRANSFERS)
 
     def inline(self, request: ChatRequest, call: Call) -> Generator[Event, None, ChatRequest]:
         """The request with bytes in place of addresses (the generator's return value), yielding ``Idle``
@@ -105,9 +106,14 @@ class ImageFetcher:
             return request
         if len(urls) > MAX_IMAGES:
             raise _refusal(f"At most {MAX_IMAGES} images may be given by address.")
-        fetches = [_Fetch(url, self._allowed, self._port, self._tls) for url in urls]
+        fetches = [_Fetch(url, self._allowed, self._port, self._tls, self._transfers) for url in urls]
+        jobs: list[Future[ImagePart]] = [Future() for _ in fetches]
         deadline = self._clock.monotonic() + FETCH_S
-        jobs = [self._pool.submit(fetch.run) for fetch in fetches]
+        waiting = deque(zip(fetches, jobs, strict=True))
+        for _ in range(min(_AT_A_TIME, len(urls))):
+            # Of this request alone: a name server that is silent, which may be the caller's own, keeps nobody else's images.
+            # Daemons: `getaddrinfo` cannot be interrupted, and must not keep the process from its end.
+            threading.Thread(target=_work, args=(waiting,), name="fetch", daemon=True).start()
         try:
             for job in jobs:
                 yield from self._wait(job, call, deadline)
@@ -130,21 +136,46 @@ class ImageFetcher:
                 yield IDLE
 
 
-class _Fetch:
-    """One image on its way. ``run`` in a thread of its own; ``cancel`` ends it from another."""
+def _work(waiting: deque[tuple[_Fetch, Future[ImagePart]]]) -> None:
+    while True:
+        try:
+            fetch, job = waiting.popleft()
+        except IndexError:
+            return
+        if not job.set_running_or_notify_cancel():
+            continue  # nobody waits for it any more
+        try:
+            image = fetch.run()
+        except BaseException as error:
+            job.set_exception(error)
+        else:
+            job.set_result(image)
 
-    def __init__(self, url: str, allowed: Callable[[Address], bool], port: int, tls: ssl.SSLContext) -> None:
+
+class _Fetch:
+    """One image on its way. ``run`` in a thread that may be left behind; ``cancel`` ends it from another."""
+
+    def __init__(
+        self, url: str, allowed: Callable[[Address], bool], port: int, tls: ssl.SSLContext, transfers: threading.BoundedSemaphore
+    ) -> None:
         self._url = url
         self._allowed = allowed
         self._port = port
         self._tls = tls
+        self._transfers = transfers
         self._lock = threading.Lock()
         self._sock: socket.socket | None = None
         self._cancelled = False
 
     def run(self) -> ImagePart:
         try:
-            data = self._get(self._target())
+            target = self._target()
+            if not self._transfers.acquire(timeout=FETCH_S):
+                raise _refusal(_NOT_FETCHED)
+            try:
+                data = self._get(target)
+            finally:
+                self._transfers.release()
         except (OSError, http.client.HTTPException, ValueError):
             # `from None`: such errors quote addresses.
             raise _refusal(_NOT_FETCHED) from None
@@ -177,6 +208,8 @@ class _Fetch:
 
     def _get(self, target: _Target) -> bytes:
         connection = _PinnedConnection(target, self._port, self._tls)
+        if self._cancelled:
+            raise OSError
         try:
             connection.connect()
             self._hold(connection.sock)

@@ -62,8 +62,6 @@ class OpenAICompatibleProvider:
 
     def close(self) -> None:
         self._transport.close()
-        if self._fetcher is not None:
-            self._fetcher.close()
 
     def stream(self, call: Call) -> Iterator[Event]:
         if isinstance(call.request, EndpointRequest):
