@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from gateway_fakes import FakeClock, FakeMeter, FakeProvider, Step
 
 from hearth_gateway.core.breaker import Breakers, Rules
-from hearth_gateway.core.conversation import ChatService, Exchange, Limits, Target
+from hearth_gateway.core.conversation import ChatService, Exchange, Limits, Target, estimate_tokens
 from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.lifecycle import Lifecycle
 from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.translate.events import ALIVE, BEGUN, IDLE, Document, End, Event, Idle, Text, ThinkingEnd, Usage
-from hearth_gateway.translate.model import ChatRequest, TextPart, Turn
+from hearth_gateway.translate.model import ChatRequest, ImagePart, JsonOutput, Part, PdfPart, TextPart, Tool, ToolResult, Turn
 
 RULES = Rules(failures=3, window_s=60, open_s=10, max_open_s=300)
 LIMITS = Limits(connect_s=5, first_token_s=30, idle_s=60, total_s=100, heartbeat_s=0.5)
@@ -539,3 +540,21 @@ def test_vendor_words_pass_the_redaction_point() -> None:
 )
 def test_redaction(message: str, texts: list[str], expected: str | None) -> None:
     assert safe_vendor_message(message, texts) == expected
+
+
+# --- what is reserved ----------------------------------------------------------------------------
+
+
+def test_all_that_vendors_charge_for_is_reserved() -> None:
+    def tokens(*parts: Part, **more: Any) -> int:
+        return estimate_tokens(ChatRequest("sonnet", (), (Turn("user", (TextPart("Hello"), *parts), "messages[0]"),), **more))
+
+    plain = tokens()
+    schema = {"type": "object", "properties": {f"field{number}": {"type": "string"} for number in range(100)}}
+    assert tokens(tools=(Tool("search", "Looks it up.", schema),)) > plain + 900
+    assert tokens(output=JsonOutput(schema)) > plain + 900
+    assert tokens(ImagePart("image/png", "A" * 4000)) == plain + 1600
+    assert tokens(ToolResult("t1", (ImagePart("image/png", "A" * 4000),))) == plain + 1600, "a screenshot that a tool sends"
+    assert tokens(PdfPart("A" * 1000)) > plain + 1000, "one page"
+    assert tokens(PdfPart("A" * 640_000)) > plain + 10_000
+    assert tokens(PdfPart("A" * 20_000_000)) <= plain + 300_000, "no vendor takes as many pages"

@@ -21,7 +21,8 @@ from hearth_gateway.core.redaction import safe_vendor_message
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.providers.base import Call, Provider
 from hearth_gateway.translate.events import Document, End, Event, Idle, Usage, content_bytes, is_content, utf8_bytes
-from hearth_gateway.translate.model import ChatRequest, ImagePart, TextPart
+from hearth_gateway.translate.fields import json_bytes
+from hearth_gateway.translate.model import ChatRequest, ImagePart, PdfPart, TextPart, ToolResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,11 +142,39 @@ def _admission(request_id: str, request: ChatRequest, caller: Caller, targets: S
 
 
 def estimate_tokens(request: ChatRequest) -> int:
-    """Tokens of the prompt, roughly and rather too many: one for three bytes of text, and what vendors
-    charge at most for an image. For reservations only; bills use what the vendor counted."""
-    text = sum(utf8_bytes(text) for text in request.texts())
-    images = sum(isinstance(part, ImagePart) for turn in request.turns for part in turn.parts)
-    return text // 3 + request.tokens + 1600 * images + 16
+    """Tokens of the prompt, roughly and rather too many. For reservations only; bills use what the vendor counted."""
+    text = sum(utf8_bytes(text) for text in request.texts()) + _schema_bytes(request)
+    tokens = text // _BYTES_PER_TOKEN + request.tokens + 16
+    for turn in request.turns:
+        for part in turn.parts:
+            # Of a tool's answer too: agents send screenshots that way.
+            for item in part.parts if isinstance(part, ToolResult) else (part,):
+                if isinstance(item, ImagePart):
+                    tokens += _TOKENS_PER_IMAGE
+                elif isinstance(item, PdfPart):
+                    tokens += _TOKENS_PER_PAGE * min(len(item.data) // _BASE64_PER_PAGE + 1, _MAX_PAGES)
+    return tokens
+
+
+# English has about four bytes a token, other languages and code less.
+_BYTES_PER_TOKEN = 3
+# What vendors charge at most for an image.
+_TOKENS_PER_IMAGE = 1600
+# A guess: how many pages a PDF has would take unpacking it, and vendors say of a page's tokens only that it is text
+# and a picture. Claude takes at most 100 pages (AWS, "API restrictions" of the Bedrock user guide, read in November 2026).
+_TOKENS_PER_PAGE = 3000
+_BASE64_PER_PAGE = 64_000
+_MAX_PAGES = 100
+
+
+def _schema_bytes(request: ChatRequest) -> int:
+    """Bytes of what the tools are and of the form that the answer must have: vendors charge for them as for words."""
+    size = 0
+    for tool in request.tools:
+        size += len(tool.name) + utf8_bytes(tool.description or "") + len(json_bytes(tool.schema))
+    if request.output is not None and request.output.schema is not None:
+        size += len(json_bytes(request.output.schema))
+    return size
 
 
 class _Watch:
