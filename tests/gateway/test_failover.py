@@ -492,10 +492,10 @@ def unhurried(tmp_path_factory: pytest.TempPathFactory, vendor: Mock, second_ven
     yield from without_limits(tmp_path_factory.mktemp("unhurried"), vendor, second_vendor, 20)
 
 
-def send(gateway: Gateway, route: str, model: str, stream: bool) -> socket.socket:
+def send(gateway: Gateway, route: str, model: str, stream: bool, content: Any = "word " * 60) -> socket.socket:
     """A connection on which the request has been sent."""
     client = socket.create_connection(gateway.address)
-    body = json.dumps({"model": model, "stream": stream, "max_tokens": 100, "messages": [{"role": "user", "content": "word " * 60}]})
+    body = json.dumps({"model": model, "stream": stream, "max_tokens": 100, "messages": [{"role": "user", "content": content}]})
     client.sendall(
         f"POST {route} HTTP/1.1\r\nHost: x\r\nx-api-key: {TOKEN}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -521,6 +521,24 @@ def test_a_client_that_leaves_before_its_response_began_cancels_too(
     assert record["finished_at"] - left < 2
     assert gateway.wait_row(rows)["outcome"] == "cancelled"
     wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "the request to be counted out")
+
+
+def test_a_client_of_many_words_is_known_by_when_they_had_come(unhurried: Gateway, vendor: Mock, second_vendor: Mock) -> None:
+    """And not by when they were understood, which takes a while: then it fits no connection, and one that waits beside it
+    may be its own."""
+    gateway, before, others = unhurried, vendor.asked(), second_vendor.asked()
+    words = [{"type": "text", "text": "word"}] * 100_000
+    with send(gateway, "/v1/chat/completions", "y-silent", stream=False, content=words):
+        wait_for(lambda: second_vendor.asked() > others, "the first to wait")
+        with send(gateway, "/v1/chat/completions", "x-silent", stream=False, content=words):
+            wait_for(lambda: vendor.asked() > before, "the vendor to be asked")
+            time.sleep(1.2)
+        left = time.time()
+        record = vendor.next_record(before)
+        assert record["outcome"] == "client-left"
+        assert record["finished_at"] - left < 2
+        assert gateway.metric("hearth_open_requests") == 1, "who stays is not taken for who left"
+    wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "both to be counted out")
 
 
 def test_who_stays_gets_the_answer_when_others_leave(unhurried: Gateway, vendor: Mock) -> None:

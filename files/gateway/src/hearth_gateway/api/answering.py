@@ -76,14 +76,18 @@ class Answering:
         self._uploads.hold(size)
         try:
             with self._uploads.of(caller.person or caller.name):
-                body = json_body(self._server.max_body_bytes)
+                raw = _json_text(self._server.max_body_bytes)
+            # Before it is parsed: megabytes take a while, and the connection is known by when it fell silent.
+            received_at = time.monotonic()
+            body = json_body(raw)
+            del raw
             exchange = service.start(parse(body), caller, request_id())
             del body
         except BaseException:
             self._uploads.release(size)
             raise
         exchange.on_close = partial(self._uploads.release, size)
-        return self._answer(exchange, wire)
+        return self._answer(exchange, wire, received_at)
 
     def _size_in_memory(self) -> int:
         """Of the body that the client announces; of one that it does not, the most it may become."""
@@ -93,9 +97,9 @@ class Answering:
             return size if (size := int(length)) <= self._server.max_body_bytes else 0
         return self._server.max_body_bytes
 
-    def _answer(self, exchange: Exchange, wire: Format) -> HearthResponse:
+    def _answer(self, exchange: Exchange, wire: Format, received_at: float) -> HearthResponse:
         """Run the exchange, or hand it to the server as a stream. Takes care that it is closed."""
-        presence = _Presence(self._clients, current_environ().get("REMOTE_ADDR", ""))
+        presence = _Presence(self._clients, current_environ().get("REMOTE_ADDR", ""), received_at)
         try:
             exchange.fallback = _wants_fallback()
             if not exchange.request.stream:
@@ -119,10 +123,11 @@ class _Presence:
     # Most answers need not ask, and those that do share what they find.
     _EVERY_S = 0.4
 
-    def __init__(self, clients: Clients, address: str) -> None:
+    def __init__(self, clients: Clients, address: str, since: float) -> None:
+        """``since``: when the request was here in full."""
         self._clients = clients
         self._address = address
-        self._since = time.monotonic()
+        self._since = since
         self._next = self._since + self._EVERY_S
         self._client: Client | None = None
 
@@ -177,8 +182,8 @@ def _headers(exchange: Exchange, settled: bool) -> dict[str, str]:
     return headers
 
 
-def json_body(max_bytes: int) -> Any:
-    """The parsed body of the current request. Raises ``GatewayError``."""
+def _json_text(max_bytes: int) -> bytes:
+    """The body of the current request, which says that it is JSON. Raises ``GatewayError``."""
     # Taking the header apart costs more than reading the body: only where it is not just the one word.
     environ = current_environ()
     if environ.get("CONTENT_TYPE") != "application/json" and request.mimetype != "application/json":
@@ -186,6 +191,11 @@ def json_body(max_bytes: int) -> Any:
     body = _body(environ, max_bytes)
     if len(body) > max_bytes:
         raise GatewayError(Kind.BODY_TOO_LARGE, "The request body is too large.")
+    return body
+
+
+def json_body(body: bytes) -> Any:
+    """The parsed ``body`` of a request. Raises ``GatewayError``."""
     try:
         return parsed_json(body)
     except TooDeepError:
