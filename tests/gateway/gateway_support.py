@@ -76,7 +76,8 @@ class Mock:
     def records(self) -> list[dict[str, Any]]:
         if not self.record.exists():
             return []
-        return [json.loads(line) for line in self.record.read_text().splitlines()]
+        whole, _, _ = self.record.read_text().rpartition("\n")  # the last line may be on its way
+        return [json.loads(line) for line in whole.splitlines()]
 
     def asked(self) -> int:
         """How many requests have begun here. A record is written after the answer, so records must not be counted."""
