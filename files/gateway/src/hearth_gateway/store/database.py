@@ -27,6 +27,8 @@ _BUSY_TIMEOUT_MS = 5000
 _CONNECT_TIMEOUT_S = 5
 # Any number, as long as it stays the same: replicas that start together migrate one after the other.
 _MIGRATION_LOCK = 0x48656172
+# PostgreSQL's names for what only the other transaction is to blame for: serialization_failure, deadlock_detected.
+_CONFLICTS = ("40001", "40P01")
 
 
 class DatabaseError(Exception):
@@ -35,6 +37,10 @@ class DatabaseError(Exception):
 
 class BusyError(sa.exc.DBAPIError):
     """Another connection writes to SQLite's file at the moment."""
+
+
+class ConflictError(sa.exc.DBAPIError):
+    """Two transactions waited for each other, and PostgreSQL took this one back: nothing of it is done, and it may be tried again."""
 
 
 class ValueFaultError(sa.exc.DBAPIError):
@@ -81,8 +87,8 @@ class DriverConnection:
 
     SQLAlchemy's bookkeeping for a transaction costs several times what SQLite needs for its statements.
     Every method raises ``SQLAlchemyError``, as a ``Connection`` does; ``ValueFaultError`` where a parameter is at
-    fault. For one thread at a time. On SQLite, ``begin`` does not wait for who else is writing, but raises
-    ``BusyError``.
+    fault, ``ConflictError`` where another transaction is. For one thread at a time. On SQLite, ``begin`` does not
+    wait for who else is writing, but raises ``BusyError``.
     """
 
     def __init__(self, engine: sa.Engine) -> None:
@@ -117,7 +123,7 @@ class DriverConnection:
             else:
                 self._cursor.execute(statement, parameters)
         except self._fault as error:
-            wrapper = ValueFaultError if isinstance(error, self._value_faults) else sa.exc.DBAPIError
+            wrapper = ValueFaultError if isinstance(error, self._value_faults) else _wrapper_of(error)
             raise wrapper(statement, None, error) from None
         except (OverflowError, ValueError, TypeError) as error:
             # A number of more than 64 bits, half a character: the drivers say so in Python's own words.
@@ -147,7 +153,11 @@ class DriverConnection:
         try:
             how()
         except self._fault as error:
-            raise sa.exc.DBAPIError(how.__name__, None, error) from None
+            raise _wrapper_of(error)(how.__name__, None, error) from None
+
+
+def _wrapper_of(error: Exception) -> type[sa.exc.DBAPIError]:
+    return ConflictError if getattr(error, "sqlstate", None) in _CONFLICTS else sa.exc.DBAPIError
 
 
 # --- SQLite ------------------------------------------------------------------------------------

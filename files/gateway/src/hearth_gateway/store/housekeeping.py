@@ -19,14 +19,14 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
 
 import sqlalchemy as sa
 
 from hearth_gateway.clock import Clock
-from hearth_gateway.core.limits import Calendar, charges_of
+from hearth_gateway.core.limits import Calendar, Key, charges_of
 from hearth_gateway.store.database import is_postgresql, reason
-from hearth_gateway.store.spending import Changes
+from hearth_gateway.store.spending import Changes, lock_sums
 from hearth_gateway.store.tables import instances, ledger, people, spending
 
 _ROUND_S = 5.0
@@ -120,31 +120,22 @@ class Housekeeper:
 
     def _charge_unknown(self, instance: str) -> int:
         columns = ledger.c
-        statement = (
-            sa.update(ledger)
-            .where(columns.instance == instance, columns.state == "intent")
-            .values(state="unknown")
-            .returning(
-                columns.caller,
-                columns.person,
-                columns.started_at_ms,
-                columns.input_tokens,
-                columns.output_tokens,
-                columns.cost_nano,
-                columns.provider,
-                columns.model,
-            )
-        )
+        still_open = sa.and_(columns.instance == instance, columns.state == "intent")
+        counted = (columns.id, columns.caller, columns.person, columns.started_at_ms)
+        costs = (columns.input_tokens, columns.output_tokens, columns.cost_nano, columns.provider, columns.model)
         changes = Changes()
         counts: dict[tuple[str, str], int] = {}
         with self._engine.begin() as connection:
-            for row in connection.execute(statement):
-                begun = row.started_at_ms / 1000
-                # A calendar of its own: the shared one remembers today, and this may be yesterday.
-                calendar = Calendar(self._calendar.name)
-                keys = charges_of(row.caller, row.person, calendar.day(begun), calendar.month(begun))
+            # It may be alive after all, and settle them at this moment: first the sums, then the rows.
+            found = connection.execute(sa.select(*counted).where(still_open)).all()
+            locked = Changes()
+            for row in found:
+                locked.add(self._keys(row))
+            locked.lock(connection)
+            mine = still_open & (columns.id <= max((row.id for row in found), default=0))
+            for row in connection.execute(sa.update(ledger).where(mine).values(state="unknown").returning(*counted, *costs)):
                 tokens, cost_nano = row.input_tokens + row.output_tokens, row.cost_nano or 0
-                changes.add(keys, tokens, cost_nano, -tokens, -cost_nano)
+                changes.add(self._keys(row), tokens, cost_nano, -tokens, -cost_nano)
                 pair = (row.provider, row.model)
                 counts[pair] = counts.get(pair, 0) + 1
             changes.apply(connection)
@@ -152,6 +143,12 @@ class Housekeeper:
         for (provider, model), count in counts.items():
             self._on_unknown(provider, model, count)
         return sum(counts.values())
+
+    def _keys(self, row: Any) -> tuple[Key, ...]:
+        begun = row.started_at_ms / 1000
+        # A calendar of its own: the shared one remembers today, and this may be yesterday.
+        calendar = Calendar(self._calendar.name)
+        return charges_of(row.caller, row.person, calendar.day(begun), calendar.month(begun))
 
     # --- sums instead of old rows
 
@@ -168,14 +165,14 @@ class Housekeeper:
                 self._sum_up(day.key, start, end)
                 start = end
         with self._engine.begin() as connection:
-            for length, keep_days in ((10, _KEEP_DAY_SUMS_DAYS), (7, _KEEP_MONTH_SUMS_DAYS)):
-                before = (today - datetime.timedelta(days=keep_days)).isoformat()[:length]
-                old = (sa.func.length(spending.c.period) == length) & (spending.c.period < before)
-                connection.execute(sa.delete(spending).where(old))
             # An answer that was being written while its person was forgotten has brought their sums back.
             somebody = sa.select(sa.literal("person:").concat(people.c.email))
-            gone = spending.c.scope.like("person:%") & spending.c.scope.not_in(somebody)
-            connection.execute(sa.delete(spending).where(gone))
+            which = spending.c.scope.like("person:%") & spending.c.scope.not_in(somebody)
+            for length, keep_days in ((10, _KEEP_DAY_SUMS_DAYS), (7, _KEEP_MONTH_SUMS_DAYS)):
+                before = (today - datetime.timedelta(days=keep_days)).isoformat()[:length]
+                which |= (sa.func.length(spending.c.period) == length) & (spending.c.period < before)
+            lock_sums(connection, which)
+            connection.execute(sa.delete(spending).where(which))
 
     def _oldest_row(self, until: float) -> float | None:
         with reading(self._engine) as connection:
@@ -187,10 +184,13 @@ class Housekeeper:
         """Rows begun in [start, end) become part of the sums of ``day``. Both or neither."""
         slice_ = {"start": int(start * 1000), "until": int(end * 1000)}
         with self._engine.begin() as connection:
+            one_at_a_time(connection)
             if is_postgresql(self._engine):
-                connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TIDY_LOCK)))
-            connection.execute(sa.text(_SUM_UP), {"day": day, **slice_})
-            connection.execute(sa.text(f"DELETE FROM ledger WHERE {_IN_SLICE}"), slice_)
+                # In one statement: what ends between two of them would be deleted and in no sum.
+                connection.execute(sa.text(_SUM_UP_DELETED), {"day": day, **slice_})
+            else:
+                connection.execute(sa.text(_SUM_UP), {"day": day, **slice_})
+                connection.execute(sa.text(_DELETE), slice_)
 
 
 _IN_SLICE = "started_at_ms >= :start AND started_at_ms < :until AND state <> 'intent'"
@@ -198,17 +198,26 @@ _SUMMED = (
     "requests", "legs", "input_tokens", "cache_read_tokens", "cache_write_tokens", "cache_write_1h_tokens", "output_tokens",
     "images", "cost_nano", "unpriced_legs",
 )  # fmt: skip
-_SUM_UP = f"""
+_ADD_UP = f"""
     INSERT INTO usage_days (day, caller, person, alias, provider, model, state, {", ".join(_SUMMED)})
     SELECT CAST(:day AS TEXT), caller, COALESCE(person, ''), alias, provider, model, state,
         SUM(CASE WHEN leg = 1 THEN 1 ELSE 0 END), COUNT(*), SUM(input_tokens), SUM(cache_read_tokens), SUM(cache_write_tokens),
         SUM(cache_write_1h_tokens), SUM(output_tokens), SUM(images), COALESCE(SUM(cost_nano), 0),
         SUM(CASE WHEN cost_nano IS NULL THEN 1 ELSE 0 END)
-    FROM ledger WHERE {_IN_SLICE}
+    FROM {{rows}}
     GROUP BY caller, COALESCE(person, ''), alias, provider, model, state
     ON CONFLICT (day, caller, person, alias, provider, model, state) DO UPDATE SET
     {", ".join(f"{name} = usage_days.{name} + excluded.{name}" for name in _SUMMED)}
 """
+_DELETE = f"DELETE FROM ledger WHERE {_IN_SLICE}"
+_SUM_UP = _ADD_UP.format(rows=f"ledger WHERE {_IN_SLICE}")
+_SUM_UP_DELETED = f"WITH deleted AS ({_DELETE} RETURNING *) {_ADD_UP.format(rows='deleted')}"
+
+
+def one_at_a_time(connection: sa.Connection) -> None:
+    """For who sums rows of the ledger up, or makes them another person's: until the commit, nobody else does either."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TIDY_LOCK)))
 
 
 def reading(engine: sa.Engine) -> contextlib.AbstractContextManager[sa.Connection]:

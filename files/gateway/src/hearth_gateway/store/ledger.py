@@ -36,7 +36,7 @@ from hearth_gateway.core.limits import CLOCK_SKEW_S, MINUTE_S, Ceiling, Key, Lev
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.records import record
-from hearth_gateway.store.database import BusyError, DriverConnection, ValueFaultError, is_postgresql, reason
+from hearth_gateway.store.database import BusyError, ConflictError, DriverConnection, ValueFaultError, is_postgresql, reason
 from hearth_gateway.store.spending import Changes, driver_text
 from hearth_gateway.translate.events import Usage
 
@@ -49,6 +49,8 @@ _BUSY_S = 5.0
 _BUSY_PAUSE_S = 0.002
 # The database is busy or away: this long a request waits for its intent before it is refused.
 _INTENT_WAIT_S = 10.0
+# PostgreSQL finds out within a second that two wait for each other, and takes one back, which is then tried again.
+_CONFLICT_TRIES = 5
 # Nobody sends as many requests a minute: such a limit is none, and need not fit into the database.
 _MAX_RATE = 1_000_000
 # Full disk: this many answers can still be counted while we wait. Then new requests are refused.
@@ -394,10 +396,6 @@ def _as_reserved(intent: Intent, settlement: Settlement) -> Settlement:
 class _NotOpenError(Exception):
     """Some row to settle is not an intent (any more): the careful way has to be taken."""
 
-    def __init__(self, driver: DriverConnection) -> None:
-        super().__init__()
-        self.driver = driver
-
 
 class _Writer:
     """One transaction at a time, on a connection of its own."""
@@ -429,11 +427,7 @@ class _Writer:
         begins = [item for item in batch if isinstance(item, _Begin) and id(item.intent) not in taken_back]
         careful = self._careful or bool(taken_back)
         try:
-            try:
-                events = self._transaction(begins, settles, careful)
-            except _NotOpenError as found:
-                found.driver.rollback()
-                events = self._transaction(begins, settles, careful=True)
+            events = self._persistently(begins, settles, careful)
         except BusyError:
             raise
         except BaseException:
@@ -442,6 +436,20 @@ class _Writer:
             raise
         self._careful = False
         self._tell(events)
+
+    def _persistently(self, begins: list[_Begin], settles: list[_Settle], careful: bool) -> _Events:
+        tries = 1
+        while True:
+            try:
+                return self._transaction(begins, settles, careful)
+            except _NotOpenError:
+                careful = True
+            except ConflictError:
+                if tries == _CONFLICT_TRIES:
+                    raise
+                tries += 1
+            if self._driver is not None:
+                self._driver.rollback()
 
     def _tell(self, events: _Events) -> None:
         """All is committed: a listener that fails must not have it written a second time."""
@@ -470,6 +478,11 @@ class _Writer:
         if relaxed and self._sql.postgresql:
             # A settlement that a power cut takes back is an intent again: charged, as unknown.
             driver.exec_driver_sql("SET LOCAL synchronous_commit TO OFF")
+        if careful:
+            locked = Changes()
+            for intent in [*(item.intent for item in settles), *(item.intent for item in begins)]:
+                locked.add(intent.bounds.charges)
+            locked.lock(driver)
         owed = _careful(driver, self._sql, settles) if careful else [_plain(item) for item in settles if item.settlement]
         changes = Changes()
         for item in owed:
@@ -555,7 +568,7 @@ class _Writer:
         statement = self._sql.settle_open if checked else self._sql.settle_found
         done = driver.exec_driver_sql(statement, [item.row() for item in owed])
         if checked and done.rowcount != len(owed):
-            raise _NotOpenError(driver)
+            raise _NotOpenError
 
 
 def _ceilings(intents: Iterable[Intent]) -> Collection[Ceiling]:

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from hearth_gateway.config import LimitsConfig
 from hearth_gateway.core.people import PeopleUnavailableError, Person
 from hearth_gateway.store.database import reason
-from hearth_gateway.store.spending import Changes
+from hearth_gateway.store.housekeeping import one_at_a_time
+from hearth_gateway.store.spending import Changes, lock_sums
 from hearth_gateway.store.tables import ledger, people, people_version, settings, spending, usage_days
 
 _ACTIVE, _DISABLED = "active", "disabled"
@@ -88,6 +89,7 @@ class SqlPeople:
         """Add the person, or replace what is known of them."""
         with self._reported(), self._engine.begin() as connection:
             _put(connection, person)
+            _count(connection)
 
     def forget(self, email: str) -> Forgotten:
         """Cut every connection between what is stored and this person, all or nothing.
@@ -95,11 +97,15 @@ class SqlPeople:
         What they used stays as nobody's, so that the sums of the house stay right. Who is disabled stays
         known by address alone: without a record they would be let in as somebody new.
         """
+        sums = spending.c.scope == f"person:{email}"
         with self._reported(), self._overwriting(), self._engine.begin() as connection:
-            person = _get(connection, email)
+            one_at_a_time(connection)
+            lock_sums(connection, sums)
             rows = connection.execute(sa.update(ledger).where(ledger.c.person == email).values(person=None)).rowcount
             days = _move_days(connection, email, "")
-            connection.execute(sa.delete(spending).where(spending.c.scope == f"person:{email}"))
+            connection.execute(sa.delete(spending).where(sums))
+            # Who is disabled at this moment must not be lost.
+            person = _get(connection, email, locked=True)
             connection.execute(sa.delete(people).where(people.c.email == email))
             if person is not None:
                 if not person.active:
@@ -115,7 +121,8 @@ class SqlPeople:
         let in as somebody new. Run again, it moves what was still open the first time.
         """
         with self._reported(), self._engine.begin() as connection:
-            _lock_sums(connection, old, new)
+            one_at_a_time(connection)
+            lock_sums(connection, spending.c.scope.in_([f"person:{old}", f"person:{new}"]))
             before, there = _get(connection, old), _get(connection, new)
             mine, is_open = ledger.c.person == old, ledger.c.state == "intent"
             rows = connection.execute(sa.update(ledger).where(mine, ~is_open).values(person=new)).rowcount
@@ -124,9 +131,11 @@ class SqlPeople:
             moved = _move_sums(connection, old, new)
             person = _successor(before, there, new)
             former = Person(old, before.first_seen if before else person.first_seen, active=False)
-            for wanted, found in ((person, there), (former, before)):
-                if wanted != found:
-                    _put(connection, wanted)
+            wanted = [now for now, found in ((person, there), (former, before)) if now != found]
+            for item in wanted:
+                _put(connection, item)
+            if wanted:
+                _count(connection)
         changed = bool(rows or days or moved) or (person, former) != (there, before)
         return Renamed(person, changed, rows, days, int(left))
 
@@ -200,18 +209,6 @@ def _move_day(connection: sa.Connection, day: Any, new: str) -> None:
         connection.execute(sa.update(usage_days).where(row_of(day["person"])).values(person=new))
 
 
-def _lock_sums(connection: sa.Connection, *people: str) -> None:
-    """Until the commit nobody else changes their sums, nor settles a row of theirs (see store/ledger.py).
-
-    In the order in which everybody takes them. SQLite has one writer, and knows no such clause.
-    """
-    scopes = [f"person:{person}" for person in people]
-    columns = spending.c
-    connection.execute(
-        sa.select(columns.scope).where(columns.scope.in_(scopes)).order_by(columns.scope, columns.period).with_for_update()
-    ).all()
-
-
 def _move_sums(connection: sa.Connection, old: str, new: str) -> int:
     """What limits are checked against. What is held for an open answer stays: its settlement gives it back where it took it."""
     columns = spending.c
@@ -243,8 +240,9 @@ def _successor(before: Person | None, there: Person | None, email: str) -> Perso
     )
 
 
-def _get(connection: sa.Connection, email: str) -> Person | None:
-    row = connection.execute(sa.select(people).where(people.c.email == email)).mappings().first()
+def _get(connection: sa.Connection, email: str, locked: bool = False) -> Person | None:
+    query = sa.select(people).where(people.c.email == email)
+    row = connection.execute(query.with_for_update() if locked else query).mappings().first()
     return _person(row) if row is not None else None
 
 
@@ -259,10 +257,10 @@ def _put(connection: sa.Connection, person: Person) -> None:
     changed = connection.execute(sa.update(people).where(people.c.email == person.email).values(**values))
     if changed.rowcount == 0:
         connection.execute(sa.insert(people).values(email=person.email, **values))
-    _count(connection)
 
 
 def _count(connection: sa.Connection) -> None:
+    """Comes last: until the commit nobody else can change any person."""
     connection.execute(sa.update(people_version).values(version=people_version.c.version + 1))
 
 
