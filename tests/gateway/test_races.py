@@ -1,6 +1,6 @@
-"""What happens at once in the store, on a real PostgreSQL server: each test stops one transaction in its middle and lets another one in.
+"""What happens at once in the store: tests stop one transaction in its middle and let another one in.
 
-SQLite has one writer at a time; what two readers and a writer can do there is tested on it, too.
+Two writers at a time has only PostgreSQL; what is not about them is tested on both.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,7 @@ from hearth_gateway.core.metering import Intent, Leg, Settlement
 from hearth_gateway.core.people import Person
 from hearth_gateway.store import housekeeping, ledger, tables
 from hearth_gateway.store.database import open_database
-from hearth_gateway.store.housekeeping import Housekeeper
+from hearth_gateway.store.housekeeping import Housekeeper, reading
 from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.people import SqlPeople
 from hearth_gateway.translate.events import Usage
@@ -60,7 +61,7 @@ def settlement(of: Intent) -> Settlement:
 class House:
     """A ledger with answers that are being written, on a database of its own."""
 
-    database: Database
+    database: Database | None  # None: SQLite
     engine: sa.Engine
     problems: list[str] = field(default_factory=list)
     ledger: Ledger = field(init=False)
@@ -88,8 +89,8 @@ class House:
             time.sleep(0.01)
 
     def read(self, statement: str) -> list[tuple[Any, ...]]:
-        with self.database.connect() as connection:
-            return connection.execute(statement).fetchall()
+        with reading(self.engine) as connection:
+            return [tuple(row) for row in connection.execute(sa.text(statement))]
 
     def sums(self, scope: str) -> tuple[Any, ...]:
         """Of this month: tokens, nano, held tokens, held nano."""
@@ -112,15 +113,32 @@ class House:
         )[0]
 
 
-@pytest.fixture
-def house(postgresql: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
-    monkeypatch.setattr(housekeeping, "_SLICE_S", 2 * DAY_S)  # a day at once: fewer statements to stop after
-    database = postgresql.database()
-    engine = open_database(database.url, PASSWORD)
+@contextmanager
+def a_house(database: Database | None, directory: Path) -> Iterator[House]:
+    engine = open_database(database.url, PASSWORD) if database else open_database(f"sqlite:///{directory}/hearth.db")
     house = House(database, engine)
     yield house
     house.ledger.close(PATIENCE_S)
     engine.dispose()
+
+
+@pytest.fixture
+def house(postgresql: Server, tmp_path: Path) -> Iterator[House]:
+    with a_house(postgresql.database(), tmp_path) as house:
+        yield house
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[House]:
+    database = request.getfixturevalue("postgresql").database() if request.param == "postgresql" else None
+    with a_house(database, tmp_path) as house:
+        yield house
+
+
+@pytest.fixture(autouse=True)
+def a_day_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer statements to stop after."""
+    monkeypatch.setattr(housekeeping, "_SLICE_S", 2 * DAY_S)
 
 
 class Middle:
@@ -138,6 +156,9 @@ class Middle:
         self._left -= 1
         if self._left == 0:
             self.others = self._pool.submit(self._other)
+            if self._house.database is None:
+                self.others.result(PATIENCE_S)
+                return
             with self._house.database.connect() as connection:
                 waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
                 while not self.others.done() and connection.execute(waiting).fetchall() == [(0,)]:
@@ -225,6 +246,7 @@ def test_no_answer_waits_for_who_waits_for_it(house: House, monkeypatch: pytest.
 def test_a_deadlock_costs_a_retry_and_refuses_nobody(house: House) -> None:
     (opened,) = house.begun("r1")
     house.written()
+    assert house.database is not None
     with house.database.connect() as other, ThreadPoolExecutor(1) as pool:
         other.execute("SET deadlock_timeout = '60s'")  # so that it is the ledger which is told
         other.execute("BEGIN")
@@ -305,3 +327,46 @@ def test_what_ends_while_its_day_is_summed_up_is_not_lost(house: House, first: s
 
 def check_used(house: House, expected: tuple[int, ...]) -> None:
     assert house.used() == expected
+
+
+# --- an answer that is being written while its person goes ---------------------------------------
+
+
+@pytest.mark.parametrize("dead", [False, True], ids=["alive", "taken-for-dead"])
+@pytest.mark.parametrize("last", ["forget", "recover"])
+def test_an_answer_of_who_is_forgotten_counts_for_the_house_and_for_nobody(either: House, dead: bool, last: str) -> None:
+    house, people = either, SqlPeople(either.engine)
+    people.create(ANN, 1)
+    house.settle(*house.begun("r1"))
+    opened = house.begun("r2", "r3")
+    house.written()
+    assert house.sums(f"person:{ANN}") == (10, 70, 60, 1000)
+    recover = house.keeper().recover if dead else int
+    for step in (recover, lambda: people.forget(ANN)) if last == "forget" else (lambda: people.forget(ANN), recover):
+        step()
+    assert house.sums("house") == ((70, 1070, 0, 0) if dead else (10, 70, 60, 1000)), "as before"
+    assert house.names() == set()
+    # She comes back before the first answers are over.
+    people.create(ANN, 2)
+    house.settle(*house.begun("r4"))
+    house.settle(*opened)
+    house.written()
+    assert house.sums("house") == (40, 280, 0, 0)
+    assert house.sums("program:app") == (40, 280, 0, 0)
+    assert house.sums(f"person:{ANN}") == (10, 70, 0, 0)
+    assert house.problems == []
+    rows = house.read("SELECT request_id, person, state FROM ledger ORDER BY id")
+    assert rows == [("r1", None, "settled"), ("r2", None, "settled"), ("r3", None, "settled"), ("r4", ANN, "settled")]
+
+
+def test_an_answer_that_was_taken_for_lost_is_put_right_where_it_counts_now(either: House) -> None:
+    house, people = either, SqlPeople(either.engine)
+    people.create(ANN, 1)
+    opened = house.begun("r1")
+    assert house.keeper().recover() == 1
+    people.rename(ANN, NEW)
+    assert house.sums(f"person:{NEW}") == (30, 500, 0, 0)
+    house.settle(*opened)
+    house.written()
+    assert house.sums(f"person:{NEW}") == house.sums("house") == (10, 70, 0, 0)
+    assert house.names() == {NEW}

@@ -165,7 +165,7 @@ class Housekeeper:
                 self._sum_up(day.key, start, end)
                 start = end
         with self._engine.begin() as connection:
-            # An answer that was being written while its person was forgotten has brought their sums back.
+            # A request that came while its person was being forgotten may have brought their sums back.
             somebody = sa.select(sa.literal("person:").concat(people.c.email))
             which = spending.c.scope.like("person:%") & spending.c.scope.not_in(somebody)
             for length, keep_days in ((10, _KEEP_DAY_SUMS_DAYS), (7, _KEEP_MONTH_SUMS_DAYS)):

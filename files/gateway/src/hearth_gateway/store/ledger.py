@@ -394,7 +394,7 @@ def _as_reserved(intent: Intent, settlement: Settlement) -> Settlement:
 
 
 class _NotOpenError(Exception):
-    """Some row to settle is not an intent (any more): the careful way has to be taken."""
+    """Some row to settle is not an intent of that person (any more): the careful way has to be taken."""
 
 
 class _Writer:
@@ -565,9 +565,11 @@ class _Writer:
     def _update(self, driver: DriverConnection, owed: list[_Owed], checked: bool) -> None:
         if not owed:
             return
-        statement = self._sql.settle_open if checked else self._sql.settle_found
-        done = driver.exec_driver_sql(statement, [item.row() for item in owed])
-        if checked and done.rowcount != len(owed):
+        if not checked:
+            driver.exec_driver_sql(self._sql.settle_found, [item.row() for item in owed])
+            return
+        done = driver.exec_driver_sql(self._sql.settle_open, [(*item.row(), item.intent.caller.person) for item in owed])
+        if done.rowcount != len(owed):
             raise _NotOpenError
 
 
@@ -593,7 +595,10 @@ def _full(intent: Intent, sums: dict[Key, Sums]) -> GatewayError | None:
 
 @record
 class _Owed:
-    """A settlement whose row was found. ``was_unknown``: somebody took this gateway for dead and charged the estimate."""
+    """A settlement whose row was found. ``was_unknown``: somebody took this gateway for dead and charged the estimate.
+
+    ``intent`` is that of the row: its person may have been forgotten since.
+    """
 
     intent: Intent
     settlement: Settlement | None
@@ -639,13 +644,25 @@ def _plain(item: _Settle) -> _Owed:
 
 
 def _careful(driver: DriverConnection, sql: _Statements, settles: list[_Settle]) -> list[_Owed]:
-    """Only what is still open, so that nothing is charged twice after a commit that nobody heard of."""
+    """Only what is still open, so that nothing is charged twice after a commit that nobody heard of; to whom it belongs now."""
     owed = []
     for item in settles:
         row = driver.exec_driver_sql(sql.state, (item.intent.request_id, item.intent.leg)).fetchone()
         if row is not None and row[0] in ("intent", "unknown"):
-            owed.append(_Owed(item.intent, item.settlement, was_unknown=row[0] == "unknown"))
+            owed.append(_Owed(_now_of(row[1], item.intent), item.settlement, was_unknown=row[0] == "unknown"))
     return owed
+
+
+def _now_of(person: str | None, intent: Intent) -> Intent:
+    """``intent`` as one of ``person``, None for nobody: who was forgotten or has another address since it was written."""
+    if intent.caller.person in (None, person):
+        return intent
+    former, bounds = f"person:{intent.caller.person}", intent.bounds
+    charges = [key for key in bounds.charges if key[0] != former]
+    if person is not None:
+        charges += [(f"person:{person}", period) for scope, period in bounds.charges if scope == former]
+    ceilings = tuple(ceiling for ceiling in bounds.ceilings if ceiling.scope != former)
+    return replace(intent, bounds=replace(bounds, charges=tuple(charges), ceilings=ceilings))
 
 
 class _Events:
@@ -717,15 +734,16 @@ class _Statements:
             "ORDER BY started_at_ms DESC LIMIT 1 OFFSET ?"
         )
         lock = " FOR UPDATE" if postgresql else ""
+        same = "IS NOT DISTINCT FROM" if postgresql else "IS"
         self.insert = driver_text(
             "INSERT INTO ledger (request_id, leg, started_at_ms, caller, alias, provider, model, stream, input_tokens, "
             "cache_read_tokens, cache_write_tokens, cache_write_1h_tokens, output_tokens, outcome, duration_ms, person, state, "
             "instance, images, cost_nano) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, 0, 0, 0, ?, 'unknown', 0, ?, 'intent', ?, ?, ?)",
             postgresql,
         )
-        self.settle_open = driver_text(settled + "= 'intent'", postgresql)
+        self.settle_open = driver_text(settled + f"= 'intent' AND person {same} ?", postgresql)
         self.settle_found = driver_text(settled + "IN ('intent', 'unknown')", postgresql)
-        self.state = driver_text("SELECT state FROM ledger WHERE request_id = ? AND leg = ?" + lock, postgresql)
+        self.state = driver_text("SELECT state, person FROM ledger WHERE request_id = ? AND leg = ?" + lock, postgresql)
         self.report = driver_text("UPDATE spending SET reported = ? WHERE scope = ? AND period = ?", postgresql)
         self.recent_of_person = driver_text(recent.format("person"), postgresql)
         self.recent_of_program = driver_text(recent.format("caller"), postgresql)
