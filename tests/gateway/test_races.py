@@ -27,11 +27,13 @@ from hearth_gateway.core.identity import Caller
 from hearth_gateway.core.limits import LimitBook
 from hearth_gateway.core.metering import Intent, Leg, Settlement
 from hearth_gateway.core.people import Person
+from hearth_gateway.core.usage import UsageReport
 from hearth_gateway.store import housekeeping, ledger, tables
 from hearth_gateway.store.database import open_database
 from hearth_gateway.store.housekeeping import Housekeeper, reading
 from hearth_gateway.store.ledger import Ledger
 from hearth_gateway.store.people import SqlPeople
+from hearth_gateway.store.usage import SqlUsage
 from hearth_gateway.translate.events import Usage
 
 NEW = "ann@example.net"
@@ -370,3 +372,22 @@ def test_an_answer_that_was_taken_for_lost_is_put_right_where_it_counts_now(eith
     house.written()
     assert house.sums(f"person:{NEW}") == house.sums("house") == (10, 70, 0, 0)
     assert house.names() == {NEW}
+
+
+# --- who looks meanwhile -------------------------------------------------------------------------
+
+
+def test_a_day_that_is_being_summed_up_counts_once_in_the_usage_report(either: House) -> None:
+    house = either
+    report = UsageReport(SqlUsage(house.engine), BOOK)
+    seen: list[str] = []
+
+    def prepare() -> tuple[Callable[[], Any], Callable[[], Any]]:
+        clear(house)
+        for days in (0, 4, 7, 9):
+            house.settle(*house.begun(f"r{days}", at=TODAY - days * DAY_S))
+        house.written()
+        return lambda: seen.append(report.of(Caller("app", ANN), 30, TODAY)["total"]["cost_usd"]), house.keeper().tidy
+
+    assert every_pause(house, prepare, lambda: None) > 1
+    assert set(seen) == {"0.00000028"}

@@ -221,8 +221,14 @@ def one_at_a_time(connection: sa.Connection) -> None:
 
 
 def reading(engine: sa.Engine) -> contextlib.AbstractContextManager[sa.Connection]:
-    """A transaction that only reads: on SQLite it does not wait for the writer (see database._begin)."""
-    return engine.connect().execution_options(reads_only=True)
+    """A transaction that only reads, and all of it as of one moment: rows that become sums meanwhile count once.
+
+    On SQLite it does not wait for the writer (see database._begin).
+    """
+    connection = engine.connect()
+    if is_postgresql(engine):
+        connection.execution_options(isolation_level="REPEATABLE READ")
+    return connection.execution_options(reads_only=True)
 
 
 # --- who is alive ------------------------------------------------------------------------------
