@@ -154,6 +154,28 @@ def test_sums_of_days_lose_nothing_and_two_replicas_do_not_count_twice(postgresq
     engine.dispose()
 
 
+def test_a_clock_that_was_ahead_makes_no_limit_start_again(postgresql: Server) -> None:
+    database = postgresql.database()
+    engine = open_database(database.url, PASSWORD)
+    ledger = Ledger(engine, lambda problem: None)
+
+    class Ahead(SystemClock):
+        def time(self) -> float:
+            return TODAY + 500 * 86_400
+
+    for number in range(60):
+        leg(ledger, number, TODAY - number * 86_400, 1)
+    leg(ledger, 60, Ahead().time(), 1)
+    assert ledger.close(10) == 0
+    Housekeeper(engine, Ahead(), BOOK.calendar, 30, "keeper", lambda problem: None).tidy()
+    with database.connect() as connection:
+        left = connection.execute("SELECT period FROM spending WHERE scope = 'program:app' ORDER BY period COLLATE \"C\" DESC").fetchall()
+    days = [period for (period,) in left if len(period) == 10]
+    assert len(days) == 40 and days[:3] == ["2028-04-04", "2026-11-21", "2026-11-20"]
+    assert [period for (period,) in left if len(period) == 7] == ["2028-04", "2026-11", "2026-10", "2026-09"]
+    engine.dispose()
+
+
 def test_who_was_silent_for_half_a_minute_is_dead(postgresql: Server) -> None:
     database = postgresql.database()
     engine = open_database(database.url, PASSWORD)

@@ -713,6 +713,39 @@ def test_old_rows_become_sums_of_days_and_nothing_is_lost(tmp_path: Path) -> Non
     assert [row["request_id"] for row in left if row["state"] == "intent"] == ["r99"], "a leg that is not over keeps its row"
 
 
+def test_a_clock_that_was_ahead_makes_no_limit_start_again(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    limits = LimitsConfig(tokens_per_day=10), LimitsConfig(money_per_month_usd=Decimal("0.000001"))
+    books = [LimitBook(AllLimitsConfig(program=limit)) for limit in limits]
+    ledger = open_ledger(path, [])
+    run(ledger, intent(0), cost_nano=1000)
+    ahead = FakeClock()
+    ahead.sleep(500 * 86_400)
+    run(ledger, intent(1, at=ahead.time()))
+    wait_until(lambda: ledger.queued == 0)
+    housekeeper(path, "keeper", ahead)[0].tidy()
+    for number, book in enumerate(books):
+        with pytest.raises(GatewayError, match="quota_exceeded"):
+            ledger.begin(intent(2 + number, book))
+    assert ledger.close(PATIENCE_S) == 0
+
+
+def test_sums_that_no_limit_can_ask_for_go(tmp_path: Path) -> None:
+    path = tmp_path / "hearth.db"
+    ledger = open_ledger(path, [])
+    clock = FakeClock()
+    days = [*range(60), *range(60, 600, 30)]
+    for number, day in enumerate(days):
+        run(ledger, intent(number, at=clock.time() - day * 86_400))
+    assert ledger.close(PATIENCE_S) == 0
+    housekeeper(path, "keeper", clock)[0].tidy()
+    kept = sums(path, "program:ann")
+    assert (
+        min(period for period in kept if len(period) == 10) == "2023-10-05" and len([period for period in kept if len(period) == 10]) == 41
+    )
+    assert min(sums(path, "house")) == min(period for period in kept if len(period) == 7) == "2022-10"
+
+
 def everything(path: Path) -> list[tuple[object, ...]]:
     """Legs, tokens and money of each person, wherever they are kept."""
     with sqlite3.connect(path) as connection:

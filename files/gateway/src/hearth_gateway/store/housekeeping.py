@@ -34,8 +34,9 @@ _DEAD_AFTER_S = 30
 _TIDY_S = 3600.0
 # One slice of old rows in one transaction: requests wait that long for the writer at most.
 _SLICE_S = 3600
-_KEEP_DAY_SUMS_DAYS = 40
-_KEEP_MONTH_SUMS_DAYS = 400
+# What a limit can ask for: days and months (the length of their keys) that are not older than so many days, and so many
+# of the newest, however old they seem. A clock that is ahead for an hour must not have the limits of today start again.
+_KEEP_SUMS = ((10, 40, 40), (7, 400, 13))
 _TIDY_LOCK = 0x48656173
 
 
@@ -168,9 +169,12 @@ class Housekeeper:
             # A request that came while its person was being forgotten may have brought their sums back.
             somebody = sa.select(sa.literal("person:").concat(people.c.email))
             which = spending.c.scope.like("person:%") & spending.c.scope.not_in(somebody)
-            for length, keep_days in ((10, _KEEP_DAY_SUMS_DAYS), (7, _KEEP_MONTH_SUMS_DAYS)):
+            for length, keep_days, keep_newest in _KEEP_SUMS:
+                period, mine = spending.c.period, sa.func.length(spending.c.period) == length
                 before = (today - datetime.timedelta(days=keep_days)).isoformat()[:length]
-                which |= (sa.func.length(spending.c.period) == length) & (spending.c.period < before)
+                # What lies in the future stays: to a clock that is behind, today does.
+                newest = sa.select(period).where(mine).distinct().order_by(period.desc()).limit(keep_newest)
+                which |= mine & (period < before) & period.not_in(newest)
             lock_sums(connection, which)
             connection.execute(sa.delete(spending).where(which))
 
