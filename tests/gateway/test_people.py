@@ -173,6 +173,22 @@ def test_a_removed_token_ends_its_open_answer(gateway: Gateway) -> None:
     wait_for(lambda: httpx.get(f"{gateway.url}/v1/models", headers={"x-api-key": TOKEN}).status_code == 200, "the token", NOTICED_S)
 
 
+def test_a_removed_token_has_no_share_of_its_limit(own: Callable[..., Gateway]) -> None:
+    gateway = own(limits={"program": {"tokens_per_day": 1_000_000}})
+    short = {"model": "sonnet", "messages": [{"role": "user", "content": "Hi"}]}
+    assert httpx.post(f"{gateway.url}/v1/chat/completions", headers={"x-api-key": TOKEN}, json=short).status_code == 200
+    gateway.settled_rows()
+    share = 'hearth_limit_used_ratio{limit="tokens_per_day",scope="program",subject="operator"}'
+    assert gateway.metric(share) > 0
+    (gateway.tokens / "operator").rename(gateway.tokens / "operator.previous")
+    time.sleep(2)
+    assert share in gateway.metrics(), "its former value is the same token"
+    (gateway.tokens / "operator.previous").unlink()
+    wait_for(lambda: share not in gateway.metrics(), "the share of the token to go", NOTICED_S)
+    (gateway.tokens / "operator").write_text(TOKEN)
+    wait_for(lambda: share in gateway.metrics(), "the share of the token that is back", NOTICED_S)
+
+
 def test_the_kill_switch_cuts_everybody(gateway: Gateway) -> None:
     answers = [Answer(gateway, auth(ANN)), Answer(gateway, auth(BOB)), Answer(gateway, {"x-api-key": TOKEN})]
     for answer in answers:

@@ -249,6 +249,8 @@ def _money(config: Config, clock: Clock, engine: sa.Engine, identity: _Identity,
             person = identity.people.of(name)
             if person is None or not person.active:
                 return None  # forgotten, or known by another address now
+        if kind == "program" and name not in identity.tokens:
+            return None
         return limits.present(ceiling)
 
     def unknown(provider: str, model: str, count: int) -> None:

@@ -113,6 +113,10 @@ class TokenStore:
     def __len__(self) -> int:
         return len(self._digests)
 
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a valid token of that name."""
+        return name in self._names
+
     def identify(self, authorization: str | None, api_key: str | None = None, end_user: str | None = None) -> Caller:
         """The caller behind the values of ``Authorization``, ``x-api-key`` and ``x-hearth-end-user``.
 
