@@ -156,10 +156,16 @@ class Run:
                 f"there is no list of people ({where}), so nobody can sign in yet: set oauth2_proxy_chat_host and run site.yml first"
             )
         self.locked_since = locked_since(stored)
-        self.listed, problems = readable(list_in(stored, LIST) or "")
-        # Taking somebody's access away begins at the gateway, also when the list is broken.
-        if problems and module.params["state"] != "absent":
-            raise WhitelistError(f"the list of people ({where}) is malformed: {MalformedListError(problems)}; mend it first")
+        try:
+            self.listed, problems = readable(list_in(stored, {**LIST, "state": module.params["state"]}) or "")
+            if problems:
+                raise WhitelistError(f"the list of people ({where}) is malformed: {MalformedListError(problems)}; mend it first")
+            self.list_is_sound = True
+        except WhitelistError:
+            # Taking somebody's access away begins at the gateway, also when the list is broken.
+            if module.params["state"] != "absent":
+                raise
+            self.listed, self.list_is_sound = [], False
         self.gateway = Gateway(cluster)
         # Who is let in as they are needs no look ahead: the gateway's answer says what was before.
         self.admits = module.params["state"] == "present" and module.params["daily_limit_usd"] is None and not self.check
@@ -262,7 +268,8 @@ class Run:
 
     def absent(self, emails: list[str]) -> dict[str, Any]:
         strangers = [email for email in emails if email not in self.listed and email not in self.known]
-        if strangers:
+        # Whom the proxy lets in by a broken list, nobody can tell from here: the gateway refuses whoever is named.
+        if strangers and self.list_is_sound:
             raise PeopleError(
                 f"nobody here has the address {', '.join(strangers)}: it is neither in the list nor known to the gateway "
                 "(list_users.yml shows who is); nothing was changed"
@@ -286,7 +293,8 @@ class Run:
             raise PeopleError("from and to are the same address")
         if old in self.listed and new in self.listed:
             raise PeopleError(f"{new} is a person of their own already; to merge the two, remove {old}")
-        if old not in self.listed and new not in self.listed:
+        # A rename that was done before left the old address with the gateway, as switched off.
+        if old not in self.listed and (new not in self.listed or old not in self.known):
             raise PeopleError(f"nobody here has the address {old} (list_users.yml shows who is); nothing was changed")
         self._rename(old, new)
         result = self._list("renamed", [old, new])

@@ -216,6 +216,33 @@ def test_a_broken_list_does_not_keep_the_gateway_from_refusing(house: FakeGatewa
     assert "line 2" in do("present", BEN)["msg"] and BEN not in house.people
 
 
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        # The proxy takes the quotes off and lets Ann in; nobody else has noted her.
+        ({"restricted_user_access": f'"{ANN}"\n{BEN}\n'}, "line 1: holds a quote"),
+        # The proxy goes on with the list that it read last, and Ann may be in that.
+        ({}, "has lost its key restricted_user_access"),
+    ],
+)
+def test_who_may_be_in_although_no_plain_line_names_them_is_refused_by_the_gateway(
+    house: FakeGateway, do: Run, data: dict[str, str], problem: str
+) -> None:
+    house.put_list("")
+    house.cluster.objects[LIST]["data"] = data
+    result = do("absent")
+    assert result["failed"] and "The gateway refuses ann@example.org already, but" in result["msg"] and problem in result["msg"]
+    assert house.people[ANN]["state"] == "disabled"
+
+
+@pytest.mark.parametrize(("state", "to"), [("present", None), ("renamed", "ann@example.net")])
+def test_a_list_that_lost_its_key_is_told_before_anything_is_changed(house: FakeGateway, do: Run, state: str, to: str | None) -> None:
+    house.put_list("")
+    house.cluster.objects[LIST]["data"] = {}
+    assert "has lost its key restricted_user_access" in do(state, to=to)["msg"]
+    assert house.people == {}
+
+
 # --- renamed
 
 
@@ -279,6 +306,8 @@ def test_a_rename_that_broke_off_is_finished(house: FakeGateway, do: Run) -> Non
     [
         (f"{ANN}\n{BEN}\n", BEN, "is a person of their own already"),
         (BEN, "ann@example.net", "nobody here has the address ann@example.org"),
+        # Not a rename that is done already: nobody has ever had that address.
+        (BEN, BEN, "nobody here has the address ann@example.org"),
         (ANN, ANN, "are the same address"),
         (ANN, "ann", "an address has exactly one @"),
         (ANN, None, "takes one address and the new one"),
