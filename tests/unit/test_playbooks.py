@@ -155,10 +155,12 @@ def test_somebody_comes_changes_their_address_and_goes(house: House) -> None:
     assert changed == 0 and f"{ANN} could sign in already." in said
     said, changed = house.play("list_users")
     assert changed == 0 and f"{ANN}: may sign in; called Ann; money_per_month_usd 20, money_per_day_usd 2.5" in said
-    said, changed = house.play("rename_user", **{"from": ANN, "to": "ann@example.net"})
+    said, changed = house.play("rename_user", **{"from": ANN, "to": "ann@example.net", "oauth2_proxy_emails": ["Ann@example.org"]})
     assert changed == 1 and "ann@example.net may sign in now, ann@example.org no longer." in said
-    said, changed = house.play("remove_user", email="ann@example.net", tokens="kitchen", oauth2_proxy_emails=["Ann@example.net"])
+    assert f"The inventory has {ANN} in oauth2_proxy_emails: write the new address there" in said
+    said, changed = house.play("remove_user", email="ann@example.net", tokens="kitchen,kichen", oauth2_proxy_emails=["Ann@example.net"])
     assert changed == 2 and "What they saved is kept" in said and "The inventory has ann@example.net in oauth2_proxy_emails" in said
+    assert "The token kitchen is refused." in said and "There is no token kichen. If it is misspelt" in said
     assert house.people == "# family\nben@example.org\n" and "kitchen" not in house.tokens
     assert [person["state"] for person in house.gateway.people.values()] == ["disabled", "disabled"]
     assert not [path for path in house.api.requests if "@" in path or "%40" in path], "an address in the API server's log"
@@ -186,6 +188,10 @@ def test_a_program_elsewhere_gets_its_new_token_in_two_steps(house: House, tmp_p
     assert "the old one counts until this is run with -e settled=true" in said
     assert house.tokens["kitchen.previous"] == before and (tmp_path / "kitchen").stat().st_mode & 0o777 == 0o600
     assert (tmp_path / "kitchen").read_text() not in said
+    half = house.tokens["kitchen"]
+    said, _changed = house.play("rotate_token", name="kitchen", write_to=str(tmp_path / "kitchen"))
+    assert "A rotation of kitchen was still open, so this finished that one and made no newer value." in said
+    assert house.tokens["kitchen"] == half
     said, _changed = house.play("rotate_token", name="kitchen", settled=True)
     assert "The old value of kitchen is refused." in said and "kitchen.previous" not in house.tokens
 
