@@ -1,6 +1,6 @@
 # Copyright (c) The Hearth developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""New pods for the Deployments that read a Secret at their start only."""
+"""New pods for the workloads that read a Secret at their start only."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from typing import Any
 
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import Cluster
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import Object, mounts, not_ready, pod_problem, title
+from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import written_at
 
 SLEEP_S = 0.5
+# What has pods by a template. Many charts run a program with a volume as a StatefulSet.
+WORKLOADS = ("Deployment", "StatefulSet", "DaemonSet")
 # How long the kubelet may take from a pod's deletion to its preStop hook.
 KUBELET_S = 1.0
 
@@ -23,7 +26,7 @@ class RolloutError(Exception):
 
 
 def uses(deployment: Object, secret: str) -> bool:
-    """Whether the pods of a Deployment get a Secret, as files or as environment."""
+    """Whether the pods of a workload get a Secret, as files or as environment."""
     spec = deployment["spec"]["template"]["spec"]
     if mounts({"metadata": {}, "spec": spec}, "Secret", secret):
         return True
@@ -44,13 +47,25 @@ def mark(secret: Object) -> dict[str, str]:
 
 
 def readers(cluster: Cluster, namespace: str, secret: str) -> list[Object]:
-    return [found for found in cluster.find("apps/v1", "Deployment", "", namespace) if uses(found, secret)]
+    return [found for kind in WORKLOADS for found in cluster.find("apps/v1", kind, "", namespace) if uses(found, secret)]
 
 
-def restart(cluster: Cluster, namespace: str, secret: str) -> tuple[list[Object], list[str]]:
+def _started_before(cluster: Cluster, deployment: Object, since: str) -> bool:
+    """Whether a pod that stays runs since before a time, as the API server writes it. In that same second counts as after it."""
+    for pod in _pods(cluster, deployment):
+        if not pod["metadata"].get("deletionTimestamp"):
+            for container in (pod.get("status") or {}).get("containerStatuses") or []:
+                started = str(((container.get("state") or {}).get("running") or {}).get("startedAt") or "")
+                if started and started < since:
+                    return True
+    return False
+
+
+def restart(cluster: Cluster, namespace: str, secret: str, only_outdated: bool = False) -> tuple[list[Object], list[str]]:
     """Begin to replace the pods that were made with another content of the Secret.
 
-    :returns: every Deployment that reads it, to be waited for, and the titles of those that were changed.
+    :param only_outdated: leave those alone that all started after the Secret was last changed, marked or not.
+    :returns: every workload that reads it, to be waited for, and the titles of those that were changed.
     """
     stored = cluster.get("v1", "Secret", secret, namespace)
     if stored is None:
@@ -58,9 +73,10 @@ def restart(cluster: Cluster, namespace: str, secret: str) -> tuple[list[Object]
     wanted, found, changed = mark(stored), [], []
     for deployment in readers(cluster, namespace, secret):
         template = deployment["spec"]["template"]
-        if not wanted.items() <= ((template.get("metadata") or {}).get("annotations") or {}).items():
+        fresh = only_outdated and not _started_before(cluster, deployment, written_at(stored))
+        if not fresh and not wanted.items() <= ((template.get("metadata") or {}).get("annotations") or {}).items():
             change = {"spec": {"template": {"metadata": {"annotations": wanted}}}}
-            deployment = {"apiVersion": "apps/v1", "kind": "Deployment", **cluster.merge(deployment, change)}
+            deployment = {"apiVersion": "apps/v1", "kind": deployment["kind"], **cluster.merge(deployment, change)}
             changed.append(title(deployment))
         found.append(deployment)
     return found, changed
@@ -109,7 +125,7 @@ def wait(cluster: Cluster, deployments: Iterable[Object], timeout_s: float) -> N
     while pending:
         still: list[Any] = []
         for one in pending:
-            now = cluster.get("apps/v1", "Deployment", one["metadata"]["name"], one["metadata"]["namespace"])
+            now = cluster.get("apps/v1", one["kind"], one["metadata"]["name"], one["metadata"]["namespace"])
             lack = not_ready(now) if now else None
             if now is not None and lack is not None:
                 still.append((now, lack))
@@ -122,5 +138,5 @@ def wait(cluster: Cluster, deployments: Iterable[Object], timeout_s: float) -> N
         pending = [deployment for deployment, _lack in still]
         if pending:
             time.sleep(SLEEP_S)
-    # A Deployment is complete before its old pods are gone, and what was sent to one of them still comes with the old content.
+    # A workload is complete before its old pods are gone, and what was sent to one of them still comes with the old content.
     _wait_for_leaving(cluster, replaced)

@@ -1,7 +1,7 @@
 #!/usr/bin/python
 # Copyright (c) The Hearth developers
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
-"""New pods for the Deployments that read a Secret at their start only."""
+"""New pods for the workloads that read a Secret at their start only."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ module: restart
 short_description: New pods for what reads a Secret at its start only
 version_added: 0.2.0
 description:
-  - Finds the Deployments whose pods get one of the Secrets, as files or as environment, and replaces the pods that were made
-    with another content of it, by an annotation of the pod template. New pods start beside the old ones, as the Deployment says.
+  - Finds the Deployments, StatefulSets and DaemonSets whose pods get one of the Secrets, as files or as environment, and
+    replaces the pods that were made with another content of it, by an annotation of the pod template. New pods start beside the
+    old ones, or in their place, as the workload says.
   - Ends when only new pods run and new requests reach only these. Called again, it changes nothing.
 options:
   secrets:
@@ -25,6 +26,12 @@ options:
     type: list
     elements: str
     required: true
+  only_outdated:
+    description: >-
+      Leave those alone whose pods all started after the Secret was last changed. Otherwise what was never restarted here gets
+      new pods once, since nothing shows what it started with.
+    type: bool
+    default: false
   wait_s:
     description: How long the new pods may take, in seconds.
     type: float
@@ -34,7 +41,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    description: The API server runs the change dry.
+    description: The API server runs the change dry. Where there is no cluster yet, nothing would be restarted.
   diff_mode:
     support: none
     description: C(restarted) says it.
@@ -53,12 +60,12 @@ EXAMPLES = r"""
 
 RETURN = r"""
 restarted:
-  description: Deployments that got, or would get, new pods.
+  description: Workloads that got, or would get, new pods.
   returned: always
   type: list
   elements: str
 readers:
-  description: Deployments that read one of the Secrets.
+  description: Workloads that read one of the Secrets.
   returned: always
   type: list
   elements: str
@@ -67,18 +74,24 @@ readers:
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError
+from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError, NoClusterError
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import title
 from ansible_collections.homelab.hearth.plugins.module_utils._rollout import RolloutError, restart, wait
 from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
 
 
 def run(module: AnsibleModule) -> dict[str, Any]:
-    params, cluster = module.params, Cluster(module, "hearth-restart")
+    params = module.params
+    try:
+        cluster = Cluster(module, "hearth-restart")
+    except NoClusterError:
+        if not module.check_mode:
+            raise
+        return {"changed": False, "restarted": [], "readers": []}
     readers, restarted = [], []
     for namespace in params["namespaces"]:
         for secret in params["secrets"]:
-            found, changed = restart(cluster, namespace, secret)
+            found, changed = restart(cluster, namespace, secret, params["only_outdated"])
             readers += found
             restarted += changed
     if not cluster.dry_run:
@@ -92,6 +105,7 @@ def main() -> None:
             # Names.
             "secrets": {"type": "list", "elements": "str", "required": True, "no_log": False},
             "namespaces": {"type": "list", "elements": "str", "required": True},
+            "only_outdated": {"type": "bool", "default": False},
             "wait_s": {"type": "float", "default": 240},
             **AUTH_SPEC,
         },

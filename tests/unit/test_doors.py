@@ -215,6 +215,60 @@ def test_a_changed_secret_gives_its_readers_new_pods_once(house: FakeGateway, ru
     assert run_module(restart.main, **arguments)["changed"]
 
 
+def test_what_started_after_the_change_is_left_alone_when_only_the_outdated_are_meant(house: FakeGateway, run_module: Run) -> None:
+    """site.yml asks for it after each deployment: a second run must not give anybody new pods."""
+    run_module(gateway_token.main, name="proxy", consumers=["public-ingress"])
+    arguments = {"secrets": ["oauth2-proxy-chat", "gateway-token-proxy"], "namespaces": ["public-ingress"], "only_outdated": True}
+    running = house.cluster.objects[("Pod", "public-ingress", "oauth2-proxy-chat-1")]["status"]
+
+    def written(secret: str, at: str) -> None:
+        house.cluster.objects[("Secret", "public-ingress", secret)]["metadata"]["managedFields"] = [{"time": at}]
+
+    written("gateway-token-proxy", "2026-11-22T10:00:00Z")
+    running["containerStatuses"] = [{"state": {"running": {"startedAt": "2026-11-22T10:00:00Z"}}}]
+    assert not run_module(restart.main, **arguments)["changed"]
+    # Somebody removed the token, or deleted the Secret, and the next run made another.
+    written("gateway-token-proxy", "2026-11-22T11:00:00Z")
+    assert run_module(restart.main, check=True, **arguments)["restarted"] and marks(house, "chat") == {}
+    assert run_module(restart.main, **arguments)["restarted"] == ["Deployment public-ingress/oauth2-proxy-chat"]
+    assert list(marks(house, "chat")) == ["hearth.homelab/started-with-gateway-token-proxy"]
+    # The mark says it now, also while the old pod is still there.
+    assert not run_module(restart.main, **arguments)["changed"]
+
+
+def test_a_check_before_there_is_a_cluster_restarts_nothing(run_module: Run, tmp_path: Path) -> None:
+    arguments = {"secrets": ["s"], "namespaces": ["n"], "kubeconfig": str(tmp_path / "none")}
+    assert run_module(restart.main, check=True, **arguments)["restarted"] == []
+    assert "There is no kubeconfig" in run_module(restart.main, **arguments)["msg"]
+
+
+def test_the_sign_in_is_restarted_for_every_secret_that_it_reads() -> None:
+    """Without it, a token or a cookie's secret that was made anew would never reach the running proxies."""
+    role = Path(__file__).resolve().parents[2] / "roles" / "oauth2_proxy"
+    tasks = yaml.safe_load((role / "tasks" / "main.yml").read_text())
+    modules = [next((key for key in task if "." in key), "") for task in tasks]
+    assert modules.index("ansible.builtin.include_role") < modules.index("homelab.hearth.restart")
+    asked = tasks[modules.index("homelab.hearth.restart")]["homelab.hearth.restart"]
+    assert asked["only_outdated"] is True
+    assert "_oauth2_proxy_secrets" in asked["secrets"] and "_oauth2_proxy_token_secret" in asked["secrets"]
+
+
+@pytest.mark.parametrize("kind", ["StatefulSet", "DaemonSet"])
+def test_programs_of_other_kinds_get_new_pods_too(house: FakeGateway, run_module: Run, kind: str) -> None:
+    """Their charts decide that. Left out, they would show the old value after it is refused."""
+    counts = {"readyReplicas": 1, "desiredNumberScheduled": 1, "updatedNumberScheduled": 1, "numberAvailable": 1}
+    made = copy.deepcopy(house.cluster.objects[("Deployment", "public-ingress", "oauth2-proxy-chat")])
+    made["kind"], made["metadata"] = kind, {"name": "open-webui", "namespace": "public-ingress"}
+    made["status"] |= counts
+    house.cluster.create(made)
+    run_module(gateway_token.main, name="proxy", consumers=["public-ingress"])
+    arguments = {"secrets": ["gateway-token-proxy"], "namespaces": ["public-ingress"]}
+    assert f"{kind} public-ingress/open-webui" in run_module(restart.main, **arguments)["restarted"]
+    assert not run_module(restart.main, **arguments)["changed"]
+    house.cluster.objects[(kind, "public-ingress", "open-webui")]["status"] |= {"updatedReplicas": 0, "updatedNumberScheduled": 0}
+    assert f"{kind} public-ingress/open-webui has no new pods" in run_module(restart.main, wait_s=0.05, **arguments)["msg"]
+
+
 @pytest.mark.parametrize(
     "container",
     [
