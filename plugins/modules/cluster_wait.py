@@ -38,6 +38,15 @@ options:
         type: list
         elements: str
         default: []
+      no_arguments:
+        description: >-
+          Beginnings of arguments that it must not have. A setting that was taken away leaves nothing that could be waited for.
+        type: list
+        elements: str
+        default: []
+      image:
+        description: Image that its first container must have. Of one by digest the digest counts, wherever it is pulled from.
+        type: str
   hint:
     description: Where to look when time is up; the end of the message.
     type: str
@@ -109,16 +118,22 @@ def missing_kinds(cluster: Cluster, kinds: list[str]) -> list[str]:
     return [f"{version}/{kind}" for version, _slash, kind in split if not cluster.knows(version, kind)]
 
 
-def lack_of(deployment: Object | None, arguments: list[str]) -> str | None:
+def lack_of(deployment: Object | None, wanted: dict[str, Any]) -> str | None:
     """Why a Deployment does not run as asked for, or None when it does."""
     if deployment is None:
         return "is not there"
     [container, *_others] = deployment["spec"]["template"]["spec"]["containers"]
     given = set(container.get("args") or [])
-    missing = [argument for argument in arguments if argument not in given]
+    missing = [argument for argument in wanted["arguments"] if argument not in given]
     if missing:
         more = f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else ""
         return f"was not given {', '.join(missing[:SHOWN])}{more}"
+    left = sorted(argument for argument in given if argument.startswith(tuple(wanted["no_arguments"])))
+    if left:
+        return f"still has {', '.join(left[:SHOWN])}"
+    image, runs = str(wanted["image"] or ""), str(container.get("image") or "")
+    if image and runs.rpartition("@")[2] != image.rpartition("@")[2]:
+        return f"still has the image {runs}"
     unready = not_ready(deployment)
     return f"is not ready: {unready}" if unready else None
 
@@ -152,7 +167,7 @@ def look(cluster: Cluster, params: dict[str, Any]) -> tuple[str | None, Object |
     if not wanted:
         return None, None
     found = cluster.get("apps/v1", "Deployment", wanted["name"], wanted["namespace"])
-    lack = lack_of(found, wanted["arguments"])
+    lack = lack_of(found, wanted)
     return (f"Deployment {wanted['namespace']}/{wanted['name']} {lack}" if lack else None), found
 
 
@@ -184,6 +199,8 @@ def argument_spec() -> dict[str, Any]:
                 "name": {"type": "str", "required": True},
                 "namespace": {"type": "str", "required": True},
                 "arguments": {"type": "list", "elements": "str", "default": []},
+                "no_arguments": {"type": "list", "elements": "str", "default": []},
+                "image": {"type": "str"},
             },
         },
         "hint": {"type": "str", "default": ""},

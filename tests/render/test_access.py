@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tomllib
 from pathlib import Path
@@ -318,6 +319,16 @@ def test_each_kind_of_certificate(everything: Renderings) -> None:
     values = chart_values(fixture_of("acme-dns", everything))
     assert values["persistence"]["enabled"] is True and values["envFrom"] == [{"secretRef": {"name": "traefik-acme-dns"}}]
     assert values["podSecurityContext"]["fsGroupChangePolicy"] == "OnRootMismatch", "Traefik refuses a file that others may read"
+
+
+def test_a_changed_credential_of_the_dns_provider_is_a_new_pod(everything: Renderings) -> None:
+    """Traefik reads its environment at the start. With the old one it fails at the next renewal, weeks after a green run."""
+    values = chart_values(fixture_of("acme-dns", everything))
+    mark = values["deployment"]["podAnnotations"]["hearth.homelab/acme-credentials-checksum"]
+    given = yaml.safe_load((FIXTURES / "access" / "valid" / "acme-dns.yml").read_text())["traefik_acme_dns_environment"]
+    assert mark == hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:16]
+    assert values["deployment"]["replicas"] == 1 and values["deployment"]["terminationGracePeriodSeconds"] > 0
+    assert "podAnnotations" not in chart_values(fixture_of("acme-http", everything))["deployment"]
 
 
 def test_a_certificate_of_the_house_is_not_insisted_on(everything: Renderings) -> None:

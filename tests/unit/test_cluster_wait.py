@@ -122,6 +122,29 @@ def test_many_missing_arguments_are_shortened(cluster: FakeCluster, wait: Run) -
     assert "was not given --0, --1, --2 and 6 more" in wait(deployment=wanted)["msg"]
 
 
+def test_a_setting_that_was_taken_away_is_waited_for_too(cluster: FakeCluster, wait: Run, clock: Clock) -> None:
+    """All that is asked for is there from the beginning: only what is left over shows that helm has not been at work."""
+    trusted = "--entryPoints.web.forwardedHeaders.trustedIPs="
+    put(cluster, deployment("--a=1", "--b=2", trusted + "192.0.2.0/24"))
+    wanted = {**WANTED, "no_arguments": [trusted]}
+    assert f"still has {trusted}192.0.2.0/24" in wait(deployment=wanted)["msg"]
+    clock.then = {clock.now + 10: lambda: put(cluster, deployment("--a=1", "--b=2"))}
+    assert wait(deployment=wanted)["waited_s"] == 10
+
+
+def test_another_version_with_the_same_arguments_is_waited_for(cluster: FakeCluster, wait: Run) -> None:
+    """An upgrade that helm cannot carry out left the old Traefik, and the run said that the new one runs."""
+    old, new = "docker.io/library/traefik@sha256:" + "0" * 64, "mirror.home.arpa/traefik@sha256:" + "1" * 64
+    made = deployment("--a=1", "--b=2")
+    [container] = made["spec"]["template"]["spec"]["containers"]
+    container["image"] = old
+    put(cluster, made)
+    assert f"still has the image {old}" in wait(deployment={**WANTED, "image": new})["msg"]
+    container["image"] = "docker.io/library/traefik:v3.7.14@sha256:" + "1" * 64
+    put(cluster, made)
+    assert wait(deployment={**WANTED, "image": new})["waited_s"] == 0
+
+
 def test_the_newest_pod_says_why(cluster: FakeCluster, wait: Run) -> None:
     """A Traefik that is too old for a flag ends at once: its log is what the operator has to read."""
     put(cluster, deployment("--a=1", "--b=2", available=0))
