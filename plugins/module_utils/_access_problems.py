@@ -127,12 +127,14 @@ def _is_https(url: str) -> bool:
 
 
 def _settings(given: Given) -> Iterator[str]:
-    for key in given["settings"]:
+    for key, value in given["settings"].items():
         name = str(key).replace("-", "_")
         if name in REFUSED_SETTINGS:
             yield f"settings.{key}: {REFUSED_SETTINGS[name]}"
         elif key not in LOG_SETTINGS:
             yield f"settings.{key}: may not be set; what may is {', '.join(LOG_SETTINGS)}"
+        elif (key == "standard_logging" and value is not True) or (key == "standard_logging_format" and ".Message" not in str(value)):
+            yield f"settings.{key}: the messages must stay: by them add_user.yml and the others see that a changed list was read"
 
 
 def _pod(given: Given) -> Iterator[str]:

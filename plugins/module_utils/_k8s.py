@@ -287,10 +287,15 @@ class Cluster:
         # A list leaves kind and version out of its items.
         return [{"apiVersion": api_version, "kind": kind, **item} for item in json.loads(found).get("items") or []]
 
-    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int, since: str = "") -> list[str]:
-        """The last lines that a container wrote (`since` a time, as the API writes it); empty when there are none to be had."""
-        query = {"container": container, "tailLines": lines, **({"previous": "true"} if previous else {})}
-        query |= {"sinceTime": since} if since else {}
+    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int) -> list[str]:
+        """The last lines that a container wrote; empty when there are none to be had."""
+        return self._logs(namespace, pod, {"container": container, "tailLines": lines, **({"previous": "true"} if previous else {})})
+
+    def logs_since(self, namespace: str, pod: str, container: str, since: str, most_bytes: int) -> list[str]:
+        """The first lines that a container wrote since a time, as the API writes it; empty when there are none to be had."""
+        return self._logs(namespace, pod, {"container": container, "sinceTime": since, "limitBytes": most_bytes})
+
+    def _logs(self, namespace: str, pod: str, query: dict[str, Any]) -> list[str]:
         address = self._address({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": pod, "namespace": namespace}})
         try:
             found = self._call(f"read the log of {namespace}/{pod}", "GET", f"{address}/log?{urlencode(query)}")

@@ -56,7 +56,9 @@ CHANGES: dict[str, Callable[[str, list[str]], str]] = {
 REVISION = UNREAD + "revision"
 # What the sign-in proxy says when it follows the file to its new content; it reads it in the same moment.
 READ_AGAIN = "watching resumed for"
-LOG_LINES = 500
+# It also says a line for each request of somebody who is not signed in: strangers write thousands in an hour, all of them
+# after the one that is looked for.
+LOG_BYTES = 4 * 2**20
 SLEEP_S = 0.2
 # By then any kubelet has brought a change by itself, and logs may not reach back as far.
 BROUGHT_BY_THEN = datetime.timedelta(hours=1)
@@ -205,7 +207,7 @@ def unread(cluster: Cluster, namespace: str, name: str) -> list[str]:
         if not mounts(pod, "ConfigMap", name) or reads_later(pod, since):
             continue
         container = pod["spec"]["containers"][0]["name"]
-        lines = cluster.logs(namespace, meta["name"], container, False, LOG_LINES, since)
+        lines = cluster.logs_since(namespace, meta["name"], container, since, LOG_BYTES)
         if not any(READ_AGAIN in line for line in lines):
             behind.append(f"{namespace}/{meta['name']}")
     return behind

@@ -148,5 +148,8 @@ class FakeCluster:
             self.objects.pop(self._key(definition), None)
             self.writes.append(f"delete {definition['kind']} {definition['metadata']['name']}")
 
-    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int, since: str = "") -> list[str]:
+    def logs(self, namespace: str, pod: str, container: str, previous: bool, lines: int) -> list[str]:
         return self.log_lines.get(f"{pod}/previous" if previous else pod, [])[-lines:]
+
+    def logs_since(self, namespace: str, pod: str, container: str, since: str, most_bytes: int) -> list[str]:
+        return "\n".join(self.log_lines.get(pod, []))[:most_bytes].splitlines()

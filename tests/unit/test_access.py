@@ -9,6 +9,7 @@ import pytest
 import yaml
 from ansible.errors import AnsibleFilterError
 from ansible_collections.homelab.hearth.plugins.filter import access
+from ansible_collections.homelab.hearth.plugins.module_utils import _access_problems
 
 ROOT = Path(__file__).resolve().parents[2]
 NAMES = yaml.safe_load((ROOT / "contract" / "names.yml").read_text())["access"]
@@ -107,6 +108,16 @@ def test_the_proxies_may_go_to_the_provider_and_browsers_go_to_its_pages() -> No
         "jwks_url": "https://keys.example.net:8443/jwks", "userinfo_url": "",
     }  # fmt: skip
     assert [row["url"] for row in access.signin_egress(provider)] == ["https://id.example.net", "https://keys.example.net:8443"]
+
+
+@pytest.mark.parametrize(("settings", "refused"), [
+    ({"standard_logging": False}, ["settings.standard_logging"]),
+    ({"standard_logging_format": "[{{.Timestamp}}]"}, ["settings.standard_logging_format"]),
+    ({"standard_logging": True, "standard_logging_format": "{{.Message}}", "auth_logging": False, "silence_ping_logging": True}, []),
+])
+def test_the_log_by_which_a_changed_list_is_seen_to_be_read_stays(settings: dict[str, Any], refused: list[str]) -> None:
+    """Without it every playbook about people fails after 20 s, though all is well."""
+    assert [problem.partition(":")[0] for problem in _access_problems._settings({"settings": settings})] == refused
 
 
 def test_apps_are_routes_to_a_service_or_to_a_server() -> None:

@@ -154,6 +154,17 @@ def test_it_ends_when_the_proxy_has_read_the_list_and_says_when_not(
     assert not do(wait_s=0.05).get("failed"), "logs need not reach back for ever"
 
 
+def test_strangers_at_the_door_do_not_hide_that_the_list_was_read(
+    house: FakeGateway, do: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """oauth2-proxy says a line for each request without a session; a robot makes thousands within the hour that is looked at."""
+    house.put_list("")
+    for lines in house.cluster.log_lines.values():
+        lines += ["[oauthproxy.go:1064] No valid authentication in request. Initiating login."] * 5000
+    monkeypatch.setattr(_whitelist, "written_at", lambda stored: "t999999")
+    assert not do(wait_s=0.05).get("failed")
+
+
 @pytest.mark.parametrize(
     ("created", "status", "later"),
     [
