@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import datetime
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ def traefik_image_parts(image: str) -> dict[str, str]:
 
 def traefik_problems(given: Mapping[str, Any]) -> list[str]:
     """See traefik_problems.yml."""
-    return list(_access_problems.traefik_problems(given))
+    return list(_access_problems.traefik_problems({**given, "now": datetime.datetime.now(datetime.UTC)}))
 
 
 def protected_app_problems(apps: Sequence[Mapping[str, Any]], domain: str, taken: Sequence[str]) -> list[str]:

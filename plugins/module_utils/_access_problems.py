@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from ansible_collections.homelab.hearth.plugins.module_utils import _certificates
 from ansible_collections.homelab.hearth.plugins.module_utils._access import ADDRESS, SERVICE
 
 Given = Mapping[str, Any]
@@ -194,6 +195,7 @@ DNS_PROVIDER = re.compile(r"[a-z0-9]+")
 ENVIRONMENT_NAME = re.compile(r"[A-Z][A-Z0-9_]*")
 REFUSED_VALUES = {
     "additionalArguments": "flags stand in the role; one more of the same name would win over them",
+    "globalArguments": "flags stand in the role; one that it does not set, such as trustedIPs, would count beside them",
     "image": "use traefik_image",
     "ports": "entry points are set by flags",
     "accessLog": "is set by flags", "logs": "is set by flags", "log": "is set by flags",
@@ -205,7 +207,7 @@ REFUSED_VALUES = {
 
 
 def traefik_problems(given: Given) -> list[str]:
-    """Everything that is wrong with the variables of the role traefik, given by name without its prefix."""
+    """Everything that is wrong with the variables of the role traefik, given by name without its prefix, and `now`."""
     checks = (_version, _certificate, _acme, _edge, _values, _traefik_numbers)
     return [f"traefik_{problem}" for check in checks for problem in check(given)]
 
@@ -242,6 +244,12 @@ def _certificate(given: Given) -> Iterator[str]:
             yield "certificate_pem: holds no certificate; it takes the PEM text itself, with the chain, for example by a file lookup"
         if not PRIVATE_KEY.search(key):
             yield "private_key_pem: holds no private key in PEM; keep it in a vault file"
+        if CERTIFICATE in certificate and PRIVATE_KEY.search(key) and not _certificates.MISSING:
+            # Traefik would take a certificate of its own instead, which browsers that saw HSTS let nobody click away. Behind an edge
+            # the certificate may be for a name that only the edge asks for.
+            hosts = [] if given["edge_enabled"] else [str(host) for host in given["hosts"]]
+            for problem in _certificates.given_problems(certificate, key, hosts, given["now"]):
+                yield f"certificate_pem, traefik_private_key_pem: {problem}"
     if given["tls"] == "own_ca" and not given["hosts"]:
         yield "hosts: say for which host names the certificate is, such as [chat.home.arpa]"
     for host in given["hosts"]:

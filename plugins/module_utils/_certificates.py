@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 try:
     from cryptography import x509
-    from cryptography.exceptions import InvalidSignature
+    from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -102,6 +102,34 @@ def unfit(pair: Pair | None, authority: Pair, hosts: Sequence[str], now: Moment)
     if certificate.not_valid_after_utc < now + datetime.timedelta(days=RENEW_BEFORE_DAYS):
         return f"it ends on {certificate.not_valid_after_utc:%Y-%m-%d}"
     return None
+
+
+def given_problems(certificate_pem: str, key_pem: str, hosts: Sequence[str], now: Moment) -> list[str]:
+    """Why browsers would not take a certificate that somebody gave, with its chain behind it, for these hosts; ends of sentences."""
+    try:
+        certificate, *_chain = x509.load_pem_x509_certificates(certificate_pem.encode())
+    except ValueError:
+        return ["the certificate cannot be read"]
+    try:
+        key = serialization.load_pem_private_key(key_pem.encode(), password=None)
+    except TypeError:
+        return ["the private key is protected by a password; give it without one, and keep it in a vault file"]
+    except (ValueError, UnsupportedAlgorithm):
+        return ["the private key cannot be read"]
+    found = []
+    if certificate.public_key() != key.public_key():
+        found.append("the private key is not that of the first certificate")
+    if certificate.not_valid_after_utc <= now:
+        found.append(f"the certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d}")
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+    except (ValueError, x509.ExtensionNotFound):
+        names = []
+    known = {name.lower() for name in names}
+    missing = [host for host in hosts if host not in known and f"*.{host.partition('.')[2]}" not in known]
+    if missing:
+        found.append(f"the certificate is not for {', '.join(missing)} but for {', '.join(sorted(known)) or 'no host'}")
+    return found
 
 
 def fingerprint(certificate: str) -> str:

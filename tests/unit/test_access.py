@@ -120,6 +120,12 @@ def test_the_log_by_which_a_changed_list_is_seen_to_be_read_stays(settings: dict
     assert [problem.partition(":")[0] for problem in _access_problems._settings({"settings": settings})] == refused
 
 
+@pytest.mark.parametrize("key", ["additionalArguments", "globalArguments", "ports", "experimental"])
+def test_values_of_the_chart_that_would_open_what_flags_close_are_refused(key: str) -> None:
+    [problem] = _access_problems._values({"values": {key: ["--entryPoints.websecure.forwardedHeaders.trustedIPs=0.0.0.0/0"]}})
+    assert problem.startswith(f"values.{key}: ")
+
+
 def test_apps_are_routes_to_a_service_or_to_a_server() -> None:
     apps = [
         {"host": "home.example.org", "address": "192.168.1.30:8123"},

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible_collections.homelab.hearth.plugins.module_utils import _certificates
+from ansible_collections.homelab.hearth.plugins.module_utils import _access_problems, _certificates
 from ansible_collections.homelab.hearth.plugins.module_utils._certificates import CertificateError, Pair
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import NoClusterError
 from ansible_collections.homelab.hearth.plugins.modules import own_certificate
 from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from tests.unit.fake_cluster import FakeCluster
 
@@ -177,3 +178,45 @@ def test_no_hosts_is_a_mistake(cluster: FakeCluster, make: Run) -> None:
 
 def test_a_file_that_cannot_be_written(cluster: FakeCluster, make: Run, tmp_path: Path) -> None:
     assert f"Cannot write {tmp_path}/no/ca.crt" in make(ca_file=str(tmp_path / "no" / "ca.crt"))["msg"]
+
+
+# --- certificates that somebody gives
+
+
+def test_a_given_certificate_that_browsers_would_refuse_is_told() -> None:
+    """Traefik takes one of its own then, and a browser that saw HSTS lets nobody click that away."""
+    authority = _certificates.new_authority(NOW, "Hearth at home")
+    good, other = (_certificates.new_certificate(authority, HOSTS, NOW) for _ in range(2))
+    hosts = ["chat.home.arpa", "lights.home.arpa"]
+
+    def problems(certificate: str = good.certificate, key: str = good.key, **given: Any) -> list[str]:
+        found: list[str] = _certificates.given_problems(certificate, key, given.get("hosts", hosts), given.get("now", NOW))
+        return found
+
+    assert problems() == problems(good.certificate + authority.certificate) == []
+    assert problems(now=later(800)) == ["the certificate ended on 2029-01-29"]
+    assert problems(key=other.key) == problems(authority.certificate + good.certificate, hosts=[]) == [
+        "the private key is not that of the first certificate"
+    ]
+    assert problems(hosts=["chat.example.org", "a.b.home.arpa"]) == [
+        "the certificate is not for chat.example.org, a.b.home.arpa but for *.home.arpa, chat.home.arpa"
+    ]
+    assert problems("-----BEGIN CERTIFICATE-----\nbm8=\n-----END CERTIFICATE-----") == ["the certificate cannot be read"]
+    assert problems(key="-----BEGIN PRIVATE KEY-----\nbm8=\n-----END PRIVATE KEY-----") == ["the private key cannot be read"]
+    loaded = serialization.load_pem_private_key(good.key.encode(), password=None)
+    locked = loaded.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.BestAvailableEncryption(b"word")
+    )
+    assert problems(key=locked.decode())[0].startswith("the private key is protected by a password")
+
+
+def test_the_role_tells_it_by_the_names_of_its_variables() -> None:
+    authority = _certificates.new_authority(NOW, "Hearth at home")
+    made = _certificates.new_certificate(authority, ["chat.example.org"], NOW)
+    given = {"tls": "given", "certificate_pem": made.certificate, "private_key_pem": made.key, "hosts": ["chat.home.arpa"],
+             "edge_enabled": False, "now": NOW}  # fmt: skip
+    [problem] = _access_problems._certificate(given)
+    assert problem == (
+        "certificate_pem, traefik_private_key_pem: the certificate is not for chat.home.arpa but for chat.example.org"
+    )
+    assert list(_access_problems._certificate({**given, "edge_enabled": True})) == []
