@@ -64,6 +64,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.module_utils import _names
 from ansible_collections.homelab.hearth.plugins.module_utils._emails import EmailError, normalise_all
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import AUTH_SPEC, Cluster, ClusterError, until_undisturbed
+from ansible_collections.homelab.hearth.plugins.module_utils._objects import title
 from ansible_collections.homelab.hearth.plugins.module_utils._people import NOTICED_S, Gateway, PeopleError
 from ansible_collections.homelab.hearth.plugins.module_utils._rollout import RolloutError, readers, restart, wait
 from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
@@ -114,7 +115,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         if new_cookie_secret(cluster, instance):
             found, changed = restart(cluster, _names.ACCESS_NAMESPACE, instance)
             pending += found
-            restarted += changed
+            # In a check the Secret is still the old one, and says of pods that were restarted before that they have it.
+            restarted += [title(reader) for reader in found] if cluster.dry_run else changed
     if not cluster.dry_run:
         # At last: before that, an old cookie would begin the next answer at once.
         wait(cluster, pending, module.params["wait_s"])

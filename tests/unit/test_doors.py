@@ -360,6 +360,8 @@ def test_a_misspelt_address_signs_nobody_out(house: FakeGateway, run_module: Run
 def test_signing_out_checks_dry(house: FakeGateway, run_module: Run) -> None:
     assert run_module(sign_out.main, check=True, emails=ANN)["restarted"]
     assert house.cluster.writes == [] and house.calls == [["person", "list"]]
+    done = run_module(sign_out.main, emails=ANN)["restarted"]
+    assert run_module(sign_out.main, check=True, emails=ANN)["restarted"] == done, "also when everybody was signed out before"
 
 
 def test_without_a_sign_in_nobody_can_be_signed_out(house: FakeGateway, run_module: Run) -> None:
