@@ -168,6 +168,7 @@ cluster:
 """
 
 import base64
+import functools
 import secrets
 import time
 from typing import Any
@@ -179,6 +180,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     ClusterError,
     NoClusterError,
     hurry,
+    until_undisturbed,
 )
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
@@ -329,6 +331,27 @@ class Run:
         meta = definition["metadata"]
         return self.cluster.get(definition["apiVersion"], definition["kind"], meta["name"], meta.get("namespace"))
 
+    def _secret(self, wanted: dict[str, Any]) -> None:
+        """Apply one Secret, with what was generated for it before.
+
+        :raises ClusterError: with status 409 when somebody else wrote in between.
+        """
+        existing = self.cluster.get("v1", "Secret", wanted["name"], wanted["namespace"])
+        if locked_since(existing):
+            # New tokens would be made in the place of those that stand aside, and open the doors to whoever gets them.
+            raise ManifestsError(
+                f"the house is locked down since {locked_since(existing)} (Secret {wanted['namespace']}/{wanted['name']}): "
+                "run lockdown.yml -e lifted=true first"
+            )
+        definition, values = secret_definition(wanted, self.labels, existing)
+        if existing is not None:
+            # What is kept is what was read. A rotation or a lockdown that comes in between must not be undone by it.
+            definition["metadata"]["resourceVersion"] = existing["metadata"]["resourceVersion"]
+        self.module.no_log_values.update(values)
+        stored = self._apply(definition, existing, redacted)
+        if existing and redacted(existing) != redacted(stored):
+            self.changed_secrets.append(stored["metadata"])
+
     def apply(self) -> list[Object]:
         """Namespaces, then Secrets, then the rest; returns the workloads to wait for."""
         ordered = in_order(self.definitions)
@@ -336,18 +359,7 @@ class Run:
         for definition in namespaces:
             self._apply(definition, self._existing(definition), comparable)
         for wanted in self.params["secrets"]:
-            existing = self.cluster.get("v1", "Secret", wanted["name"], wanted["namespace"])
-            if locked_since(existing):
-                # New tokens would be made in the place of those that stand aside, and open the doors to whoever gets them.
-                raise ManifestsError(
-                    f"the house is locked down since {locked_since(existing)} (Secret {wanted['namespace']}/{wanted['name']}): "
-                    "run lockdown.yml -e lifted=true first"
-                )
-            definition, values = secret_definition(wanted, self.labels, existing)
-            self.module.no_log_values.update(values)
-            stored_secret = self._apply(definition, existing, redacted)
-            if existing and redacted(existing) != redacted(stored_secret):
-                self.changed_secrets.append(stored_secret["metadata"])
+            until_undisturbed(functools.partial(self._secret, wanted), f"Secret {wanted['namespace']}/{wanted['name']}")
         stored = [self._apply(d, self._existing(d), comparable) for d in ordered if d["kind"] != "Namespace"]
         return [] if self.cluster.dry_run else [s for s in stored if not_ready(s)]
 

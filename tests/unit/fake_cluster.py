@@ -109,6 +109,9 @@ class FakeCluster:
         ]
 
     def apply(self, definition: Object) -> Object:
+        current = (self.objects.get(self._key(definition)) or {"metadata": {}})["metadata"].get("resourceVersion")
+        if definition["metadata"].get("resourceVersion") not in (None, current):
+            raise ClusterError("cannot apply: HTTP 409: the object has been modified", 409)
         stored = self._store("apply", self._applied(definition))
         if self.on_apply is not None and not self.dry_run:
             self.on_apply(self.objects[self._key(definition)])

@@ -156,6 +156,34 @@ def test_two_at_once_lose_nothing(house: FakeGateway, run_module: Run) -> None:
     assert not any(name[0].isalnum() for name in data(house, TOKENS))
 
 
+@pytest.mark.parametrize("meanwhile", ["rotated", "locked"])
+def test_a_deployment_does_not_undo_what_comes_in_its_middle(
+    house: FakeGateway, run_module: Run, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """It keeps the values that it read: written back, they would end a rotation half done, or open locked doors."""
+    begun: list[str] = []
+    read = house.cluster.get
+
+    def read_and_then(api_version: str, kind: str, name: str, namespace: str | None = None) -> Any:
+        found = read(api_version, kind, name, namespace)
+        if name == "gateway-tokens" and not begun:
+            begun.append(name)
+            if meanwhile == "rotated":
+                run_module(gateway_token.main, name="proxy", state="rotated")
+            else:
+                run_module(lockdown.main)
+        return found
+
+    monkeypatch.setattr(house.cluster, "get", read_and_then)
+    secrets = [{"name": "gateway-tokens", "namespace": "hearth", "generated": ["proxy", "operator"]}]
+    result = run_module(manifests.main, component="gateway", definitions=[], secrets=secrets, prune=False)
+    tokens = data(house, TOKENS)
+    if meanwhile == "locked":
+        assert "The house is locked down since" in result["msg"] and not any(name[0].isalnum() for name in tokens)
+    else:
+        assert base64.b64decode(tokens["proxy.previous"]).decode() == PROXY != base64.b64decode(tokens["proxy"]).decode()
+
+
 # --- while it is locked
 
 
