@@ -110,7 +110,8 @@ def run(module: AnsibleModule) -> dict[str, Any]:
         )
     gateway = Gateway(cluster)
     require_known(cluster, gateway, emails)
-    pending, restarted = [], []
+    pending: list[Any] = []
+    restarted: list[str] = []
     for instance in _names.SIGN_IN_INSTANCES:
         if new_cookie_secret(cluster, instance):
             found, changed = restart(cluster, _names.ACCESS_NAMESPACE, instance)
