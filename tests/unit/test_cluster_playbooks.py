@@ -79,6 +79,42 @@ def test_a_node_that_nobody_knows_is_not_removed(tmp_path: Path, arguments: tupl
     assert "changed=0" in said or "changed=" not in said
 
 
+def test_a_node_is_not_removed_with_a_limit(tmp_path: Path) -> None:
+    """The plays on this machine would be left out: a run without any failure that removes nothing."""
+    inventory = tmp_path / "hosts.yml"
+    inventory.write_text("all: {children: {k3s_cluster: {children: {servers: {hosts: {h1: {ansible_connection: local}}}, agents: {}}}}}\n")
+    code, said = ansible("-i", str(inventory), "playbooks/remove_node.yml", "-e", "node=h1", "--limit", "h1")
+    assert code != 0 and "Run it without --limit" in said, said[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("reached", "seen", "says"),
+    [
+        # The inventory calls the dead host otherwise than it called itself: its node and its member of etcd would stay.
+        (False, {"exists": False, "ready": False, "refused": ""}, "the cluster has no node h2. If it is called otherwise"),
+        (False, {"exists": True, "ready": True, "refused": ""}, "its node h2 is Ready: k3s would go on there"),
+        (False, {"exists": True, "ready": False, "refused": ""}, ""),
+        (True, {"exists": False, "ready": False, "refused": ""}, ""),
+        (True, {"exists": True, "ready": True, "refused": ""}, ""),
+    ],
+    ids=["unknown", "alive", "dead", "never joined", "answers"],
+)
+def test_a_host_that_does_not_answer_is_forgotten_only_when_its_node_is_known_to_be_dead(
+    reached: bool, seen: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    plays = yaml.safe_load((ROOT / "playbooks" / "remove_node.yml").read_text())
+    step = next(play for play in plays if play["name"] == "Send the pods away")
+    facts = {"_removal_seen": seen, "_removal_reached": reached, "_removal_name": "h2"}
+    step["hosts"], step["connection"] = "localhost", "local"
+    judged = [task for task in step["tasks"] if "homelab.hearth.cluster_node" not in task]
+    step["tasks"] = [{"ansible.builtin.set_fact": facts}, *judged, {"ansible.builtin.debug": {"msg": "its pods go"}}]
+    playbook = tmp_path / "play.yml"
+    playbook.write_text(yaml.safe_dump([step]))
+    code, said = ansible(str(playbook), "-e", "node=h2")
+    assert (code != 0, says in said, "its pods go" in said) == (bool(says), True, not says), said[-3000:]
+    assert not says or "Nothing was changed" in said
+
+
 def test_a_restore_asks_first_and_for_a_snapshot(tmp_path: Path) -> None:
     inventory = tmp_path / "hosts.yml"
     inventory.write_text("all: {children: {k3s_cluster: {children: {servers: {hosts: {h1: {ansible_connection: local}}}, agents: {}}}}}\n")
