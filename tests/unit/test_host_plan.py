@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from ansible_collections.homelab.hearth.plugins.module_utils import _host, _plan
 from ansible_collections.homelab.hearth.plugins.modules import host_kernel
+
+from tests.unit.test_playbooks import ROOT, ansible
 
 Run = Callable[..., dict[str, Any]]
 
@@ -193,3 +196,27 @@ def test_an_earlier_look_with_a_hash_answers_one_who_wants_it() -> None:
     assert _plan.known_already(EARLIER, asked, 1010) == {"k3s": {"sha256": "0" * 64}}
     without = {**EARLIER, "asked": {**ASKED, "hash_binary": False}}
     assert _plan.known_already(without, asked, 1010) is None
+
+
+SWITCHES = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars_files: [{role}/defaults/main.yml, {role}/vars/main.yml]
+  tasks:
+    - ansible.builtin.debug:
+        msg: "refused={{{{ {refused} }}}} packages={{{{ _host_packages | join('+') }}}}"
+"""
+
+
+def test_a_switch_that_is_set_off_on_the_command_line_is_off(tmp_path: Path) -> None:
+    """`-e host_reboot_enabled=false` is text, and text that is not empty counts as true: the host was rebooted."""
+    role = ROOT / "roles" / "host"
+    [stop] = [task for task in yaml.safe_load((role / "tasks" / "_reboot.yml").read_text()) if "ansible.builtin.fail" in task]
+    playbook = tmp_path / "play.yml"
+    playbook.write_text(SWITCHES.format(role=role, refused=stop["when"]))
+    off = [f"-e{name}=false" for name in ("host_reboot_enabled", "host_image_build_enabled", "host_iscsi_enabled", "host_nfs_enabled")]
+    code, said = ansible(str(playbook), *off)
+    assert code == 0, said
+    assert "refused=True packages=ca-certificates+python3-apt" in said, said
+    assert "buildah" not in said
