@@ -138,6 +138,8 @@ def build_gateway(base: str, arch: str, folder: Path, build_arguments: list[str]
         raise AirgapError("buildah is missing: apt install buildah, or leave the gateway's image out (--without-gateway, gateway_image)")
     _pins, tree = collection()
     partial = folder / f".{name}.partial"
+    # What a run that was broken off left: buildah adds nothing to a file that is there.
+    partial.unlink(missing_ok=True)
     with tempfile.TemporaryDirectory(prefix="hearth-airgap-") as scratch:
         for relative, source in tree.files(ROOT / "files" / "gateway"):
             target = Path(scratch) / relative

@@ -110,6 +110,22 @@ def test_the_gateways_image_has_the_name_that_the_role_looks_for() -> None:
     assert "'/hearth-gateway-' ~ _gateway_source_hash ~ '-'" in expected["_gateway_bundled"]
 
 
+def test_a_run_that_was_broken_off_while_the_image_was_written_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """buildah writes into no archive that has something in it already."""
+    buildah = tmp_path / "bin" / "buildah"
+    buildah.parent.mkdir()
+    buildah.write_text(
+        "#!/bin/sh\n[ \"$1\" = push ] || exit 0\nfile=${4#docker-archive:}; file=${file%%:*}\n"
+        "[ ! -s \"$file\" ] || { echo \"docker-archive doesn't support modifying existing images\" >&2; exit 125; }\necho image >\"$file\"\n"
+    )
+    buildah.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{buildah.parent}:/usr/bin:/bin")
+    _tag, name = airgap.gateway_name("base", "amd64")
+    (tmp_path / f".{name}.partial").write_text("half of it")
+    assert airgap.build_gateway("base", "amd64", tmp_path, []) == name
+    assert (tmp_path / name).read_text() == "image\n"
+
+
 def test_images_of_an_earlier_version_go(tmp_path: Path) -> None:
     for name in ("hearth-gateway-old-amd64.tar", "hearth-gateway-new-amd64.tar", "hearth-gateway-old-arm64.tar"):
         (tmp_path / name).touch()
