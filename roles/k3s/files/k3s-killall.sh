@@ -5,6 +5,8 @@
 set -euo pipefail
 
 DATA_DIR=${K3S_DATA_DIR:-/var/lib/rancher/k3s}
+# Where it really lies: a process shows no link that its path went through.
+DATA_DIR=$(readlink -m "$DATA_DIR")
 # k3s brings its own packet filter tools; a host may have none.
 PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:$DATA_DIR/data/current/bin:$DATA_DIR/data/current/bin/aux
 export PATH

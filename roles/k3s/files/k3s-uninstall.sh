@@ -4,6 +4,8 @@
 set -euo pipefail
 
 DATA_DIR=${K3S_DATA_DIR:-/var/lib/rancher/k3s}
+# Where it really lies: otherwise only a link to it would go, and the data with their keys would stay.
+DATA_DIR=$(readlink -m "$DATA_DIR")
 export K3S_DATA_DIR=$DATA_DIR
 
 [ "$(id -u)" = 0 ] || { echo "run this as root" >&2; exit 1; }
