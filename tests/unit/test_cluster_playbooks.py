@@ -134,6 +134,22 @@ def test_a_restore_names_no_other_server() -> None:
     assert "membership has been reset" in restored["failed_when"]
 
 
+def test_a_reset_of_some_hosts_leaves_the_kubeconfig_of_the_cluster_that_goes_on(tmp_path: Path) -> None:
+    """Otherwise nobody could let anybody in, until the next run of site.yml."""
+    [reset] = yaml.safe_load((ROOT / "playbooks" / "reset.yml").read_text())
+    taken = next(task for task in reset["tasks"] if task["name"] == "Take k3s off the host")
+    kept = taken["vars"]["k3s_kubeconfig_kept"]
+    hosts = {name: {"ansible_connection": "local"} for name in ("h1", "h2", "h3", "h4")}
+    groups = {"servers": {"hosts": {name: hosts[name] for name in ("h1", "h2", "h3")}}, "agents": {"hosts": {"h4": hosts["h4"]}}}
+    inventory, playbook = tmp_path / "hosts.json", tmp_path / "play.yml"
+    inventory.write_text(json.dumps({"k3s_cluster": {"children": groups}}))
+    say = {"ansible.builtin.debug": {"msg": f"kept={kept}"}}
+    playbook.write_text(yaml.safe_dump([{"hosts": "k3s_cluster", "gather_facts": False, "vars": reset["vars"], "tasks": [say]}]))
+    for limit, said_kept in (("h4", True), ("h2", True), ("h1,h2,h3", False), ("all", False)):
+        code, said = ansible(str(playbook), "-i", str(inventory), "--limit", limit)
+        assert code == 0 and f"kept={said_kept}" in said and f"kept={not said_kept}" not in said, f"{limit}: {said}"
+
+
 RESTORE = """
 - hosts: servers
   gather_facts: false
