@@ -76,7 +76,15 @@ def test_the_unit_is_that_of_the_installer(unit: str, kind: str) -> None:
         section: {k: [v.replace("UNIT", unit).replace("KIND", kind) for v in values] for k, values in keys.items()}
         for section, keys in UNIT.items()
     }
-    assert parse(render("k3s.service.j2", _k3s_unit=unit, _k3s_kind=kind)) == expected
+    assert parse(render("k3s.service.j2", _k3s_unit=unit, _k3s_kind=kind, k3s_data_mount="")) == expected
+
+
+def test_k3s_does_not_begin_an_empty_cluster_where_its_disk_is_missing() -> None:
+    """The run refuses it; a reboot with `nofail` in fstab would do it."""
+    given = {"_k3s_unit": "k3s", "_k3s_kind": "server", "k3s_data_mount": "/data", "k3s_data_dir": "/data/k3s"}
+    unit = parse(render("k3s.service.j2", **given))
+    assert unit.pop("Unit") == UNIT["Unit"] | {"RequiresMountsFor": ["/data/k3s"], "AssertPathIsMountPoint": ["/data"]}
+    assert unit == {section: keys for section, keys in parse(render("k3s.service.j2", **given | {"k3s_data_mount": ""})).items() if section != "Unit"}
 
 
 def environment_of(text: str) -> dict[str, str]:
