@@ -74,7 +74,9 @@ def run_tasks(tmp_path: Path, tasks: list[dict[str, Any]], **variables: Any) -> 
         "tasks": [{"ansible.builtin.set_fact": given}, *tasks],
     }
     playbook.write_text(yaml.safe_dump([play]))
-    return ansible(str(playbook))
+    inventory = tmp_path / "servers.json"
+    inventory.write_text(json.dumps({"servers": {"hosts": {"localhost": {}}}}))
+    return ansible(str(playbook), "-i", str(inventory))
 
 
 def role_tasks(file: str) -> list[dict[str, Any]]:
@@ -125,3 +127,18 @@ def test_a_bundled_image_is_what_the_list_beside_it_says(listed: str, refused: b
     survey = {"survey": {"system": {"architecture": "amd64"}}}
     code, said = run_tasks(tmp_path, looked, k3s_airgap_dir=str(bundle), _preflight_survey=survey)
     assert (code != 0, "Copy the bundle anew" in said) == (refused, refused), said[-3000:]
+
+
+@pytest.mark.parametrize("deployed", [True, False])
+def test_former_images_stay_where_the_gateway_was_not_deployed(deployed: bool, tmp_path: Path) -> None:
+    """With --limit to another host than the first server the old version runs on: its pods would find no image at their next start."""
+    former = str(tmp_path / "images" / "hearth-gateway-former.tar")
+    tasks = role_tasks("image_tidy.yml")
+    [removing] = [task for task in tasks if "ansible.builtin.include_tasks" in task]
+    removing["ansible.builtin.debug"] = {"msg": f"removing {removing.pop('ansible.builtin.include_tasks')}"}
+    facts: dict[str, Any] = {"_gateway_archives": {"survey": {"paths": {"globs": {"x": [former]}}}}}
+    if deployed:
+        facts["_gateway_answer"] = {"skipped": True}
+    code, said = run_tasks(tmp_path, tasks, **facts)
+    assert code == 0, said
+    assert ("removing _image_tidy.yml" in said, "The gateway was not deployed" in said) == (deployed, not deployed), said[-2000:]
