@@ -115,8 +115,8 @@ def test_a_run_that_was_broken_off_while_the_image_was_written_goes_on(tmp_path:
     buildah = tmp_path / "bin" / "buildah"
     buildah.parent.mkdir()
     buildah.write_text(
-        "#!/bin/sh\n[ \"$1\" = push ] || exit 0\nfile=${4#docker-archive:}; file=${file%%:*}\n"
-        "[ ! -s \"$file\" ] || { echo \"docker-archive doesn't support modifying existing images\" >&2; exit 125; }\necho image >\"$file\"\n"
+        '#!/bin/sh\n[ "$1" = push ] || exit 0\nfile=${4#docker-archive:}; file=${file%%:*}\n'
+        '[ ! -s "$file" ] || { echo "docker-archive: no modifying of existing images" >&2; exit 125; }\necho image >"$file"\n'
     )
     buildah.chmod(0o755)
     monkeypatch.setenv("PATH", f"{buildah.parent}:/usr/bin:/bin")

@@ -1,4 +1,4 @@
-"""k3s-killall.sh and k3s-uninstall.sh of the role k3s: single functions of them. The whole runs on the bed (tests/cluster/test_reset.py)."""
+"""Single functions of k3s-killall.sh and k3s-uninstall.sh. As a whole they run on the bed (tests/cluster/test_reset.py)."""
 
 from __future__ import annotations
 
