@@ -12,6 +12,7 @@ short_description: Start k3s, restart it only when a file of it is newer, and wa
 version_added: 0.1.0
 description:
   - Enables the unit and starts it without blocking, because C(systemctl start) of a k3s that cannot join never returns.
+  - Restarts it when one of O(certificates) will end within 60 days, because k3s makes them anew only when it starts.
   - Restarts it when one of O(inputs) changed after the running process began. So a run that was broken off between writing
     and restarting is finished by the next one, and a run that changes nothing restarts nothing.
   - Waits for the unit, the API, the node and CoreDNS with a deadline. On failure it gives the cause in words, as far as it is
@@ -35,6 +36,11 @@ options:
     type: list
     elements: path
     required: true
+  certificates:
+    description: Certificates that k3s makes anew when it starts and they have less than 120 days left. Missing ones do not count.
+    type: list
+    elements: path
+    default: []
   changed:
     description: Whether this run changed one of them (in check mode they are not written, so their times do not tell).
     type: bool
@@ -119,10 +125,12 @@ log:
   elements: str
 """
 
+import _ssl
 import hashlib
 import json
 import os
 import pathlib
+import ssl
 import time
 from typing import Any
 
@@ -136,6 +144,9 @@ PROPERTIES = "LoadState,ActiveState,SubState,MainPID,UnitFileState,NeedDaemonRel
 # the node, it runs on without one until it is restarted.
 NOT_REGISTERED = "the node has not registered"
 REGISTERS_WITHIN_S = 20
+# Of a year. k3s renews what has less than 120 days left when it starts (90 in former versions), and never while it runs: a house whose
+# k3s has run for a year would be locked out of it.
+RENEW_BEFORE_S = 60 * 86400
 # A unit that fails and is restarted this often will not come up by waiting longer.
 GIVE_UP_RESTARTS = 3
 
@@ -154,6 +165,19 @@ def process_start(stat_text: str, uptime_s: float, now: float, ticks_per_s: int)
 def is_stale(changed_at: list[float], started_at: float) -> bool:
     """Whether one of the files changed after the process began."""
     return any(moment > started_at for moment in changed_at)
+
+
+def certificate_end(path: pathlib.Path) -> float | None:
+    """Epoch second at which a certificate ends, None when there is none. A bare host has nothing but Python to read it with."""
+    try:
+        return float(ssl.cert_time_to_seconds(_ssl._test_decode_cert(str(path))["notAfter"]))  # type: ignore[attr-defined]
+    except (OSError, ValueError, KeyError, AttributeError):
+        return None
+
+
+def is_renewal_due(ends: list[float], started_at: float, now: float) -> bool:
+    """Whether a certificate ends soon that was not due when k3s started. One that was, and is as it was, no restart would renew."""
+    return any(started_at < end - RENEW_BEFORE_S < now for end in ends)
 
 
 def node_problem(node: dict[str, Any] | None, version: str) -> str:
@@ -259,7 +283,7 @@ class Service:
         return loaded
 
     def stale(self, main_pid: int) -> bool:
-        """Whether the running process began before one of its files changed."""
+        """Whether the running process began before one of its files changed, or should begin anew for its certificates."""
         try:
             text = pathlib.Path(f"/proc/{main_pid}/stat").read_text()
         except OSError:
@@ -268,7 +292,8 @@ class Service:
         started = process_start(text, uptime, time.time(), os.sysconf("SC_CLK_TCK"))
         # The change time, not the modification time: a file put back from a backup keeps the latter.
         times = [p.stat().st_ctime for p in map(pathlib.Path, self.module.params["inputs"]) if p.exists()]
-        return is_stale(times, started)
+        ends = [end for end in map(certificate_end, map(pathlib.Path, self.module.params["certificates"])) if end is not None]
+        return is_stale(times, started) or is_renewal_due(ends, started, time.time())
 
     def may_restart(self) -> str:
         """Why the other servers would lose their majority; empty when they would not, or when they have none to lose."""
@@ -351,6 +376,7 @@ def main() -> None:
         argument_spec={
             "unit": {"type": "str", "default": "k3s"},
             "inputs": {"type": "list", "elements": "path", "required": True},
+            "certificates": {"type": "list", "elements": "path", "default": []},
             "changed": {"type": "bool", "default": False},
             "wait_for": {
                 "type": "list",

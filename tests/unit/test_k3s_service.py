@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import time
@@ -12,6 +13,10 @@ from typing import Any
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.homelab.hearth.plugins.modules import k3s_service
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 Run = Callable[..., dict[str, Any]]
 VERSION = "v1.36.4+k3s1"
@@ -243,6 +248,37 @@ def test_this_process_began_in_the_past_and_not_long_ago() -> None:
 @pytest.mark.parametrize(("times", "stale"), [([], False), ([9.0, 9.99], False), ([9.0, 10.01], True)])
 def test_stale(times: list[float], stale: bool) -> None:
     assert k3s_service.is_stale(times, 10.0) is stale
+
+
+@pytest.mark.parametrize(
+    ("days", "began_days_ago", "action"),
+    [
+        (200, 100, ""),
+        (59, 200, "restarted"),
+        (-10, 375, "restarted"),
+        # k3s has started since, and has left it: another restart would do no more.
+        (59, 0.5, ""),
+    ],
+    ids=["long", "ends soon", "has ended", "not renewed by k3s"],
+)
+def test_k3s_starts_anew_before_its_certificates_end(
+    service: Run, machine: Machine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, days: int, began_days_ago: float, action: str
+) -> None:
+    """It renews them when it starts, and only then: after a year nobody got in, and a rerun waited five minutes and failed."""
+    path = tmp_path / "client-admin.crt"
+    path.write_text(certificate(days))
+    monkeypatch.setattr(k3s_service, "process_start", lambda *_given: time.time() - began_days_ago * 86400)
+    result = service(certificates=[str(path), str(tmp_path / "missing.crt")])
+    assert (result["action"], machine.calls) == (action, ["restart --no-block k3s"] if action else [])
+
+
+def certificate(days: int) -> str:
+    """A certificate that ends after so many days, in PEM."""
+    key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.UTC)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "k3s")])
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key()).serial_number(1)
+    made = builder.not_valid_before(now - datetime.timedelta(days=400)).not_valid_after(now + datetime.timedelta(days=days, hours=1))
+    return made.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM).decode()
 
 
 # -- one of several servers -------------------------------------------------------------------------------------------
