@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from ansible_collections.homelab.hearth.plugins.filter import k3s as filters
 from ansible_collections.homelab.hearth.plugins.module_utils import _k3s
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.unit.test_playbooks import ansible
 
 FIXTURES = Path(__file__).parent / "k3s_config"
 
@@ -216,3 +219,25 @@ def test_the_mark_of_a_kubeconfig_holds_no_credential(fetched: Path) -> None:
     assert first.startswith("# Fetched by Ansible")
     assert FINGERPRINT not in first
     assert not any(value in first for value in ("Q0E=", "Q0VSVA==", "S0VZ"))
+
+
+WANTS = """
+- hosts: k3s_cluster
+  gather_facts: false
+  tasks:
+    - ansible.builtin.include_role: {name: homelab.hearth.k3s, tasks_from: wants, public: true}
+    - ansible.builtin.debug: {msg: "{{ inventory_hostname }}: {{ _k3s_port }} {{ _k3s_wants.networks | map(attribute='cidr') | join(' ') }}"}
+"""
+
+
+def test_agents_know_the_servers_port_and_networks_may_be_lists(tmp_path: Path) -> None:
+    """The port is a setting of servers, refused on agents, which then asked at 6443; k3s takes networks as text or as a list."""
+    local = {"ansible_connection": "local"}
+    config = {"https-listen-port": 7443, "cluster-cidr": ["10.52.0.0/16", "fd52::/56"], "service-cidr": "10.53.0.0/16,fd53::/112"}
+    groups = {"servers": {"hosts": {"h1": local}, "vars": {"k3s_config": config}}, "agents": {"hosts": {"a1": local}}}
+    inventory, playbook = tmp_path / "hosts.json", tmp_path / "play.yml"
+    inventory.write_text(json.dumps({"k3s_cluster": {"children": groups}}))
+    playbook.write_text(WANTS)
+    code, said = ansible(str(playbook), "-i", str(inventory))
+    assert code == 0, said[-3000:]
+    assert "h1: 7443 10.52.0.0/16 10.53.0.0/16" in said and "a1: 7443" in said
