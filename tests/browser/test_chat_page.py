@@ -557,3 +557,47 @@ def test_content_security_policy_blocks_inline_code(tab: Tab, demo: str) -> None
     assert page.evaluate("() => window.owned") is None
     assert tab.problems, "the browser should have reported a violation"
     tab.problems.clear()
+
+
+def test_an_old_phone_can_read_the_scripts(tab: Tab, demo: str) -> None:
+    """Safari before 16.4 takes lookbehind for an error of syntax; before 16 it has no `AbortSignal.timeout`."""
+    for script in (ROOT / "files/gateway/src/hearth_gateway/web/static").glob("*.js"):
+        assert not re.search(r"\(\?<[=!]", script.read_text()), script.name
+    page = tab.page
+    page.add_init_script("delete AbortSignal.timeout")
+    open_page(page, demo)
+    expect(page.locator(".problem")).to_have_count(0)
+
+
+@pytest.mark.parametrize("broken", ["abort", "syntax"])
+def test_a_page_that_cannot_start_says_so(tab: Tab, demo: str, broken: str) -> None:
+    """One of its files got lost on the way, or is beyond the browser."""
+    page = tab.page
+    words = page.get_by_text("This page could not start.")
+    if broken == "abort":
+        page.route("**/static/markdown.js", lambda route: route.abort("connectionreset"))
+    else:
+        page.route("**/static/markdown.js", lambda route: route.fulfill(content_type="text/javascript", body="?"))
+    page.goto(demo)
+    expect(words).to_be_visible()
+    tab.problems.clear()
+    page.unroute("**/static/markdown.js")
+    page.reload()
+    expect(page.locator("#model")).to_be_enabled()
+    expect(words).to_have_count(0)
+
+
+def test_marks_inside_a_line(tab: Tab, demo: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    text = "**bold** *it* (*so*) 2*3*4 a*b `*code*` ***both*** [wiki](https://w.test/Foo_(bar)) [*x*](https://w.test/y) *not * this"
+    answer_with(page, 200, stream_body(json.dumps(text)), "text/event-stream")
+    ask(page, "marks")
+    wait_until_answered(page)
+    body = last_answer(page)
+    expect(body.locator("strong").first).to_have_text("bold")
+    expect(body.locator("p > em")).to_have_text(["it", "so"])
+    expect(body.locator("code")).to_have_text("*code*")
+    assert body.locator("a").evaluate_all("all => all.map(it => it.href)") == ["https://w.test/Foo_(bar)", "https://w.test/y"]
+    expect(body).to_contain_text("(so) 2*3*4 a*b")
+    expect(body).to_contain_text("*not * this")

@@ -37,8 +37,19 @@ const BROKEN = "The connection broke before the answer was complete.";
  * @returns {Promise<{email: string, signedIn: boolean}>} `signedIn`: the proxy vouches for the person
  */
 export async function whoAmI(token) {
-  const me = await (await request("api/me", token, { signal: AbortSignal.timeout(AT_ONCE_MS) })).json();
+  const me = await (await request("api/me", token, { signal: deadline(AT_ONCE_MS) })).json();
   return { email: String(me.email ?? ""), signedIn: me.door === "browser" };
+}
+
+/**
+ * As `AbortSignal.timeout`, which the browsers of old phones do not have (Safari before 16).
+ *
+ * @param {number} ms
+ */
+function deadline(ms) {
+  const controller = new AbortController();
+  setTimeout(() => controller.abort(new DOMException("", "TimeoutError")), ms);
+  return controller.signal;
 }
 
 /**
@@ -48,7 +59,7 @@ export async function whoAmI(token) {
  * @returns {Promise<Model[]>}
  */
 export async function listModels(token) {
-  const response = await request("v1/models", token, { signal: AbortSignal.timeout(AT_ONCE_MS) });
+  const response = await request("v1/models", token, { signal: deadline(AT_ONCE_MS) });
   const body = await response.json();
   const chats = body.data.filter((/** @type {any} */ item) => item.hearth?.kind === "chat");
   return chats.map((/** @type {any} */ item) => ({

@@ -472,6 +472,7 @@ addEventListener("hashchange", () => {
   void loadModels();
 });
 
+document.getElementById("stuck")?.remove(); // see theme.js
 takeToken();
 void loadModels();
 if (matchMedia("(hover: hover)").matches) draft.focus(); // on a phone this would open the keyboard

@@ -134,7 +134,9 @@ function renderList(lines) {
   return list;
 }
 
-const INLINE = /`([^`]+)`|\*\*(?=\S)(.+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])(.+?)(?<=[^\s*])\*(?![\w*])|\[([^\]]+)\]\((https?:\/\/[^\s)]+)\)/s;
+// Without lookbehind: in Safari before 16.4 it is an error of syntax, and the whole page would not start.
+const INLINE =
+  /`([^`]+)`|\*\*(?=\S)(.*?\S)\*\*|\[([^\]]+)\]\((https?:\/\/(?:[^\s()]|\([^\s()]*\))+)\)|(^|[^\w*])\*(?=[^\s*])(.*?[^\s*])\*(?![\w*])/s;
 
 /**
  * Append `text` with code, bold, italics and links to `element`.
@@ -148,7 +150,7 @@ function fill(element, text) {
   let rest = text;
   for (let match = INLINE.exec(rest); match; match = INLINE.exec(rest)) {
     appendLines(element, rest.slice(0, match.index));
-    const [whole, code, bold, italic, label, address] = match;
+    const [whole, code, bold, label, address, before, italic] = match;
     if (code !== undefined) {
       const node = make("code");
       node.textContent = code;
@@ -156,6 +158,7 @@ function fill(element, text) {
     } else if (bold !== undefined) {
       element.append(fill(make("strong"), bold));
     } else if (italic !== undefined) {
+      appendLines(element, before ?? "");
       element.append(fill(make("em"), italic));
     } else if (label !== undefined && address !== undefined) {
       const link = document.createElement("a");

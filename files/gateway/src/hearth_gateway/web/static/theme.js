@@ -13,3 +13,10 @@
   })();
   if (choice === "light" || choice === "dark") document.documentElement.dataset["theme"] = choice;
 })();
+
+// app.js takes the words away as soon as it runs. It does not when one of its files got lost on a bad connection, or is beyond an
+// old browser; then the page would look well and do nothing.
+addEventListener("load", () => {
+  const stuck = document.getElementById("stuck");
+  if (stuck) stuck.hidden = false;
+});
