@@ -601,3 +601,39 @@ def test_marks_inside_a_line(tab: Tab, demo: str) -> None:
     assert body.locator("a").evaluate_all("all => all.map(it => it.href)") == ["https://w.test/Foo_(bar)", "https://w.test/y"]
     expect(body).to_contain_text("(so) 2*3*4 a*b")
     expect(body).to_contain_text("*not * this")
+
+
+def test_the_question_for_a_token_can_be_left_and_come_back_to(tab: Tab, demo: str) -> None:
+    page = tab.page
+    address, _, token = demo.partition("#token=")
+    page.goto(address)
+    expect(page.locator("#ask-token")).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.locator(".problem")).to_contain_text("This server needs an access token.")
+    page.get_by_role("button", name="Enter it").click()
+    # What goes wrong next is told once.
+    page.route("**/v1/models", lambda route: route.abort("connectionrefused"))
+    page.fill("#token", token)
+    page.keyboard.press("Enter")
+    expect(page.locator(".problem")).to_contain_text("cannot be reached")
+    page.wait_for_timeout(300)
+    expect(page.locator(".problem")).to_have_count(1)
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#model")).to_be_enabled()
+    expect(page.locator("#welcome")).to_be_visible()
+
+
+def test_a_server_without_a_model_says_so(tab: Tab, demo: str) -> None:
+    page = tab.page
+    page.route("**/v1/models", lambda route: route.fulfill(json={"object": "list", "data": []}))
+    page.goto(demo)
+    expect(page.locator(".problem")).to_contain_text("There is no model to chat with.")
+    page.fill("#draft", "my precious question")
+    page.click("#new-chat")  # which cannot help
+    expect(page.locator(".problem")).to_be_visible()
+    page.unroute("**/v1/models")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#model")).to_be_enabled()
+    expect(page.locator("#send")).to_be_enabled()
+    expect(page.locator("#draft")).to_have_value("my precious question")

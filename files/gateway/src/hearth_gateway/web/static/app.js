@@ -252,8 +252,8 @@ function newChat() {
   stop();
   answering = null;
   messages = [];
-  log.replaceChildren();
-  welcome.hidden = false;
+  log.replaceChildren(...(obstacle ? [obstacle] : []));
+  welcome.hidden = obstacle !== null;
   following = true;
   announce("New chat.");
   updateControls();
@@ -327,6 +327,7 @@ async function leave(then) {
 
 /** Nothing that was said stays on the screen of somebody who has left. */
 function forgetAll() {
+  removeObstacle();
   newChat();
   draft.value = "";
   growDraft();
@@ -339,6 +340,29 @@ function forgetAll() {
 }
 
 // --- models and token --------------------------------------------------------------------------
+
+/** What keeps the page from being ready, as it stands in the conversation. @type {HTMLElement | null} */
+let obstacle = null;
+
+/**
+ * @param {string} text
+ * @param {string} label
+ * @param {() => void} deed
+ */
+function addObstacle(text, label, deed) {
+  removeObstacle();
+  obstacle = make("div", "message");
+  log.append(obstacle);
+  welcome.hidden = true; // it fills the view: the problem would be below it
+  addProblem(obstacle, text, [[label, () => { removeObstacle(); deed(); }]]);
+}
+
+function removeObstacle() {
+  if (!obstacle) return;
+  obstacle.remove();
+  obstacle = null;
+  welcome.hidden = log.childElementCount > 0;
+}
 
 async function loadModels() {
   const chosen = modelPicker.value;
@@ -355,17 +379,12 @@ async function loadModels() {
       askForToken(currentToken() ? error.message : "", () => void loadModels());
       return;
     }
-    const article = make("div", "message");
-    log.append(article);
-    welcome.hidden = true; // it fills the view: the problem would be below it
-    addProblem(article, error instanceof ApiError ? error.message : "The page could not be set up.", [
-      ["Try again", () => {
-        article.remove();
-        welcome.hidden = log.childElementCount > 0;
-        void loadModels();
-      }],
-    ]);
+    addObstacle(error instanceof ApiError ? error.message : "The page could not be set up.", "Try again", () => void loadModels());
     return;
+  }
+  removeObstacle();
+  if (!models.length) {
+    addObstacle("There is no model to chat with. The person who runs this server can add one.", "Try again", () => void loadModels());
   }
   modelPicker.replaceChildren(...models.map((model) => new Option(model.id, model.id, false, model.id === chosen)));
   modelPicker.disabled = models.length === 0;
@@ -463,7 +482,9 @@ tokenDialog.addEventListener("close", () => {
   if (tokenInput.value.trim()) {
     keepToken(tokenInput.value);
     afterToken();
-    if (modelPicker.disabled) void loadModels();
+  } else if (modelPicker.disabled) {
+    // Left with Escape, or a phone's own way back.
+    addObstacle("This server needs an access token.", "Enter it", () => askForToken("", () => void loadModels()));
   }
 });
 // Another link with a token, opened in this tab.
