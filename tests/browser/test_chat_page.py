@@ -637,3 +637,30 @@ def test_a_server_without_a_model_says_so(tab: Tab, demo: str) -> None:
     expect(page.locator("#model")).to_be_enabled()
     expect(page.locator("#send")).to_be_enabled()
     expect(page.locator("#draft")).to_have_value("my precious question")
+
+
+def ending(reason: str) -> str:
+    return f'data: {{"choices": [{{"delta": {{}}, "finish_reason": "{reason}"}}]}}\n\ndata: [DONE]\n\n'
+
+
+@pytest.mark.parametrize(("reason", "words"), [("length", "Ask it to go on."), ("content_filter", "broke off here")])
+def test_an_answer_that_the_model_did_not_finish_does_not_pass_for_a_whole_one(tab: Tab, demo: str, reason: str, words: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    answer_with(page, 200, stream_body('"First peel the on"', end=ending(reason)), "text/event-stream")
+    ask(page, "soup?")
+    wait_until_answered(page)
+    expect(last_answer(page)).to_have_text("First peel the on")
+    expect(page.locator(".note")).to_contain_text(words)
+    expect(page.locator("#announcer")).to_contain_text(words)
+
+
+@pytest.mark.parametrize(("reason", "words"), [("content_filter", "declined to answer"), ("stop", "answer is empty")])
+def test_an_answer_without_a_word_is_told(tab: Tab, demo: str, reason: str, words: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    answer_with(page, 200, stream_body(end=ending(reason)), "text/event-stream")
+    ask(page, "my precious question")
+    expect(page.locator(".problem")).to_contain_text(words)
+    page.get_by_role("button", name="Edit the question").click()
+    expect(page.locator("#draft")).to_have_value("my precious question")

@@ -71,14 +71,14 @@ export async function listModels(token) {
 }
 
 /**
- * Ask, and yield the answer piece by piece. Throws `ApiError`, also after some pieces. Aborting
- * `signal` ends the iteration with the browser's AbortError.
+ * Ask, and yield the answer piece by piece; the last has no text, but why the answer ended ("stop", "length", "content_filter").
+ * Throws `ApiError`, also after some pieces. Aborting `signal` ends the iteration with the browser's AbortError.
  *
  * @param {string} token
  * @param {string} model
  * @param {Message[]} messages
  * @param {AbortSignal} signal
- * @returns {AsyncGenerator<string, void>}
+ * @returns {AsyncGenerator<{text: string, end: string}, void>}
  */
 export async function* ask(token, model, messages, signal) {
   const response = await request("v1/chat/completions", token, {
@@ -90,15 +90,20 @@ export async function* ask(token, model, messages, signal) {
   if (!response.body) throw new ApiError(BROKEN, "retry");
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const events = new EventReader();
+  let end = "";
   try {
     while (true) {
       const { done, value } = await read(reader, signal);
       for (const data of events.feed(value ?? "")) {
-        if (data === "[DONE]") return;
+        if (data === "[DONE]") {
+          yield { text: "", end };
+          return;
+        }
         const chunk = JSON.parse(data);
         if (chunk.error) throw new ApiError(String(chunk.error.message), "retry");
-        const text = chunk.choices?.[0]?.delta?.content;
-        if (text) yield text;
+        const choice = chunk.choices?.[0];
+        end = choice?.finish_reason ?? end;
+        if (choice?.delta?.content) yield { text: choice.delta.content, end: "" };
       }
       // Only [DONE] means that the answer is whole. A stream that just ends has been cut.
       if (done) throw new ApiError(BROKEN, "retry");

@@ -148,6 +148,7 @@ async function answer() {
   stickToEnd();
 
   let text = "";
+  let end = "";
   const growing = new GrowingText(body);
   const painter = new Painter(() => {
     growing.show(text);
@@ -157,8 +158,10 @@ async function answer() {
   let failure = null;
   try {
     for await (const piece of ask(currentToken(), model, conversation, controller.signal)) {
+      end = piece.end;
+      if (!piece.text) continue;
       if (!text) waiting.remove();
-      text += piece;
+      text += piece.text;
       painter.touch();
     }
   } catch (error) {
@@ -169,16 +172,23 @@ async function answer() {
   if (answering === controller) answering = null;
   updateControls();
   if (conversation !== messages) return; // a new chat was begun meanwhile
-  finish(article, text, failure, controller.signal.aborted);
+  finish(article, text, end, failure, controller.signal.aborted);
 }
+
+/** Ends that leave an answer incomplete. @type {Record<string, string | undefined>} */
+const UNFINISHED = {
+  length: "The answer is longer than the model may write at a time. Ask it to go on.",
+  content_filter: "The model broke off here by its own rules.",
+};
 
 /**
  * @param {HTMLElement} article
  * @param {string} text
+ * @param {string} end why the model ended it
  * @param {unknown} failure
  * @param {boolean} stopped
  */
-function finish(article, text, failure, stopped) {
+function finish(article, text, end, failure, stopped) {
   if (failure && !stopped) {
     const error = failure instanceof ApiError ? failure : new ApiError("Something went wrong on this page.", "retry");
     if (error.kind === "sign-in") {
@@ -195,17 +205,27 @@ function finish(article, text, failure, stopped) {
     return;
   }
   ended.hidden = true; // signed in again somewhere else, or never out
+  if (!text && !stopped) {
+    addProblem(article, end === "content_filter" ? "The model declined to answer this." : "The model’s answer is empty.", [
+      ["Try again", () => retry(article)],
+      ["Edit the question", () => takeBack(article)],
+    ]);
+    return;
+  }
   if (text) messages.push({ role: "assistant", content: text });
   const actions = make("div", "actions");
   if (text) actions.append(copyButton(() => text));
-  if (stopped) {
+  const words = stopped ? (text ? "You stopped this answer." : "You stopped before the answer began.") : UNFINISHED[end];
+  if (words) {
     const note = make("p", "note");
-    note.textContent = text ? "You stopped this answer." : "You stopped before the answer began.";
+    note.textContent = words;
     article.append(note);
+  }
+  if (stopped) {
     actions.append(actionButton("Try again", () => { if (text) messages.pop(); retry(article); }));
   }
   article.append(actions);
-  announce(stopped ? "Stopped." : text);
+  announce(stopped ? "Stopped." : [text, words].filter(Boolean).join("\n"));
   stickToEnd();
 }
 
