@@ -664,3 +664,31 @@ def test_an_answer_without_a_word_is_told(tab: Tab, demo: str, reason: str, word
     expect(page.locator(".problem")).to_contain_text(words)
     page.get_by_role("button", name="Edit the question").click()
     expect(page.locator("#draft")).to_have_value("my precious question")
+
+
+def show_answer(page: Page, address: str, text: str) -> Any:
+    open_page(page, address)
+    answer_with(page, 200, stream_body(json.dumps(text)), "text/event-stream")
+    ask(page, "and?")
+    wait_until_answered(page)
+    return last_answer(page)
+
+
+@pytest.mark.parametrize("indent", ["   ", "\t", "- ", ""], ids=["spaces", "tab", "twice", "none"])
+def test_the_steps_of_a_recipe_are_counted_right(tab: Tab, demo: str, indent: str) -> None:
+    """With their details below them, which a model sets further in or does not."""
+    detail = "   - chop\n     - finely\n   - wash" if indent == "- " else f"{indent}- chop\n{indent}- wash"
+    body = show_answer(tab.page, demo, f"To do:\n1. Prepare\n{detail}\n2. Cook\n3. Serve")
+    steps = body.locator(":scope > ol > li")
+    expect(steps).to_have_count(3)
+    assert steps.evaluate_all("all => all.map(it => it.firstChild.textContent)") == ["Prepare", "Cook", "Serve"]
+    expect(steps.first.locator(":scope > ul > li").last).to_have_text("wash")
+    assert steps.first.locator("ul ul").count() == (indent == "- ")
+
+
+def test_code_ends_where_it_ends(tab: Tab, demo: str) -> None:
+    text = '1. Run:\n    ```python title="x.py"\n    print(1)\n      # deeper\n    ```\n\nThen **go on**.'
+    body = show_answer(tab.page, demo, text)
+    expect(body.locator("pre")).to_have_text("print(1)\n  # deeper", use_inner_text=True)
+    expect(body.locator(".code-head span")).to_have_text("python")
+    expect(body.locator(":scope > p strong")).to_have_text("go on")

@@ -26,9 +26,9 @@ export class GrowingText {
   }
 }
 
-const FENCE = /^ {0,3}(```+|~~~+)\s*([\w+#.-]*)\s*$/;
-const BULLET = /^\s{0,6}[-*+]\s+(.*)$/;
-const NUMBER = /^\s{0,6}(\d{1,9})[.)]\s+(.*)$/;
+// Its space in front is left out of the code; of what follows only the first word, the language, is for us (```js title="x").
+const FENCE = /^(\s*)(```+|~~~+)\s*([^\s`]*)[^`]*$/;
+const ITEM = /^(\s*)(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
 const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
 const RULE = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/;
 
@@ -52,13 +52,13 @@ export function splitBlocks(text) {
     const mark = FENCE.exec(line);
     if (fence) {
       current.push(line);
-      if (mark && !mark[2] && mark[1]?.startsWith(fence)) {
+      if (mark && !mark[3] && mark[2]?.startsWith(fence)) {
         fence = "";
         close();
       }
     } else if (mark) {
       close();
-      fence = mark[1] ?? "";
+      fence = mark[2] ?? "";
       current.push(line);
     } else if (!line.trim()) {
       close();
@@ -66,9 +66,8 @@ export function splitBlocks(text) {
       close();
       blocks.push(line);
     } else {
-      const list = BULLET.test(line) || NUMBER.test(line);
-      const inList = current.length > 0 && (BULLET.test(current[0] ?? "") || NUMBER.test(current[0] ?? ""));
-      if (list && current.length && !inList) close(); // a list right below its introduction
+      // A list right below its introduction.
+      if (ITEM.test(line) && current.length && !ITEM.test(current[0] ?? "")) close();
       current.push(line);
     }
   }
@@ -84,11 +83,11 @@ export function renderBlock(block) {
   const lines = block.split("\n");
   const first = lines[0] ?? "";
   const fence = FENCE.exec(first);
-  if (fence) return renderCode(lines, fence[1] ?? "", fence[2] ?? "");
+  if (fence) return renderCode(lines, fence);
   const heading = HEADING.exec(first);
   if (heading) return fill(make(`h${Math.min(5, (heading[1] ?? "").length + 2)}`), heading[2] ?? "");
   if (RULE.test(first)) return make("hr");
-  if (BULLET.test(first) || NUMBER.test(first)) return renderList(lines);
+  if (ITEM.test(first)) return renderList(lines);
   if (lines.every((line) => line.startsWith(">"))) {
     return fill(make("blockquote"), lines.map((line) => line.replace(/^>\s?/, "")).join("\n"));
   }
@@ -97,13 +96,13 @@ export function renderBlock(block) {
 
 /**
  * @param {string[]} lines
- * @param {string} fence
- * @param {string} language
+ * @param {RegExpExecArray} start what `FENCE` found in the first
  */
-function renderCode(lines, fence, language) {
+function renderCode(lines, [, space = "", fence = "", language]) {
   const last = FENCE.exec(lines[lines.length - 1] ?? "");
-  const closed = lines.length > 1 && last !== null && !last[2] && (last[1] ?? "").startsWith(fence);
-  const source = lines.slice(1, closed ? -1 : undefined).join("\n");
+  const closed = lines.length > 1 && last !== null && !last[3] && (last[2] ?? "").startsWith(fence);
+  const inside = lines.slice(1, closed ? -1 : undefined);
+  const source = inside.map((line) => (line.startsWith(space) ? line.slice(space.length) : line)).join("\n");
   const box = make("div", "code");
   const head = make("div", "code-head");
   const label = make("span");
@@ -118,20 +117,44 @@ function renderCode(lines, fence, language) {
   return box;
 }
 
-/** @param {string[]} lines */
+/**
+ * Lists inside lists by how far in an item stands. One of the other kind belongs into the item above also where it stands no
+ * further in: models write both, and the numbers must go on.
+ *
+ * @param {string[]} lines
+ */
 function renderList(lines) {
-  const number = NUMBER.exec(lines[0] ?? "");
-  const list = make(number ? "ol" : "ul");
-  if (number && list instanceof HTMLOListElement) list.start = Number(number[1]);
-  /** @type {string[]} */
+  /** @type {{indent: number, number: string | undefined, text: string}[]} */
   const items = [];
   for (const line of lines) {
-    const item = BULLET.exec(line)?.[1] ?? NUMBER.exec(line)?.[2];
-    if (item !== undefined) items.push(item);
-    else items[items.length - 1] += `\n${line.trim()}`;
+    const item = ITEM.exec(line);
+    const above = items[items.length - 1];
+    if (item) items.push({ indent: (item[1] ?? "").replace(/\t/g, "    ").length, number: item[2], text: item[3] ?? "" });
+    else if (above) above.text += `\n${line.trim()}`;
   }
-  for (const item of items) list.append(fill(make("li"), item));
-  return list;
+  const home = make("div");
+  /** The open lists, the innermost last. @type {{indent: number, list: HTMLElement}[]} */
+  let open = [];
+  for (const { indent, number, text } of items) {
+    const tag = number ? "OL" : "UL";
+    let level = open.length;
+    while (level > 0) {
+      const { indent: at, list } = open[level - 1] ?? { indent, list: home };
+      if (list.tagName === tag && indent < at + 2 && (indent > at - 2 || level === 1)) break;
+      level--;
+    }
+    if (level > 0) {
+      open = open.slice(0, level);
+    } else {
+      open = open.filter(({ indent: at }, depth) => depth === 0 || at <= indent);
+      const list = make(tag);
+      if (list instanceof HTMLOListElement) list.start = Number(number);
+      (open[open.length - 1]?.list.lastElementChild ?? home).append(list);
+      open.push({ indent, list });
+    }
+    open[open.length - 1]?.list.append(fill(make("li"), text));
+  }
+  return open[0]?.list ?? home;
 }
 
 // Without lookbehind: in Safari before 16.4 it is an error of syntax, and the whole page would not start.
