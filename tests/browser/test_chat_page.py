@@ -692,3 +692,25 @@ def test_code_ends_where_it_ends(tab: Tab, demo: str) -> None:
     expect(body.locator("pre")).to_have_text("print(1)\n  # deeper", use_inner_text=True)
     expect(body.locator(".code-head span")).to_have_text("python")
     expect(body.locator(":scope > p strong")).to_have_text("go on")
+
+
+def test_arabic_begins_at_the_right(tab: Tab, demo: str) -> None:
+    """What is asked, what is answered, and what is being written; code stays as it is."""
+    page = tab.page
+    body = show_answer(page, demo, "\u0645\u0631\u062d\u0628\u0627! HTTP.\n\n1. \u0623\u0648\u0644\u0627\n\n```\n\u0645 = 1\n```\n\nAnd English.")
+    direction = "all => all.map(it => getComputedStyle(it).direction)"
+    assert body.locator(":scope > *").evaluate_all(direction) == ["rtl", "rtl", "ltr", "ltr"]
+    # The number stands on the side where one begins to read.
+    assert body.locator("ol").evaluate("it => parseFloat(getComputedStyle(it).paddingRight) > 0")
+    page.fill("#draft", "\u0645\u0631\u062d\u0628\u0627!")
+    assert page.locator("#draft").evaluate("it => getComputedStyle(it).direction") == "rtl"
+    page.keyboard.press("Enter")
+    assert page.locator(".from-person .body").evaluate_all(direction) == ["ltr", "rtl"]
+
+
+def test_a_browser_is_not_asked_to_translate_what_was_said(tab: Tab, demo: str) -> None:
+    """It would send the words to the maker of the browser. And no screen reader is told that they are English."""
+    body = show_answer(tab.page, demo, "zebra")
+    assert body.evaluate("it => it.translate") is False
+    assert body.evaluate("it => it.closest('[lang]').lang") == ""
+    assert tab.page.locator("#announcer").evaluate("it => it.translate") is False

@@ -69,7 +69,9 @@ function addMessage(from, who) {
 /** @param {string} text */
 function addQuestion(text) {
   welcome.hidden = true;
-  addMessage("person", "You").body.textContent = text;
+  const { body } = addMessage("person", "You");
+  body.dir = "auto";
+  body.textContent = text;
   following = true;
   stickToEnd();
 }

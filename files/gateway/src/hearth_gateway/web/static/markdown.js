@@ -21,7 +21,11 @@ export class GrowingText {
     let same = 0;
     while (same < blocks.length && blocks[same] === this.#blocks[same]) same++;
     while (this.home.childNodes.length > same) this.home.lastChild?.remove();
-    for (const block of blocks.slice(same)) this.home.append(renderBlock(block));
+    for (const block of blocks.slice(same)) {
+      const shown = renderBlock(block);
+      if (!shown.matches(".code")) shown.dir = "auto"; // Arabic and Hebrew begin at the right
+      this.home.append(shown);
+    }
     this.#blocks = blocks;
   }
 }
