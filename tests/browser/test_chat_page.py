@@ -714,3 +714,13 @@ def test_a_browser_is_not_asked_to_translate_what_was_said(tab: Tab, demo: str) 
     assert body.evaluate("it => it.translate") is False
     assert body.evaluate("it => it.closest('[lang]').lang") == ""
     assert tab.page.locator("#announcer").evaluate("it => it.translate") is False
+
+
+def test_an_answer_is_said_without_signs_and_found_once(tab: Tab, demo: str) -> None:
+    page = tab.page
+    body = show_answer(page, demo, "## Soup\n\n- **zebra** one\n- two\n\n```sh\nls\n```")
+    expect(body.locator("strong")).to_have_text("zebra")
+    expect(page.locator("#announcer")).to_have_text("Soup zebra one two ls")
+    # Whoever copies or searches the whole page finds it once.
+    expect(page.locator("#announcer")).to_have_text("")
+    assert page.evaluate("() => document.body.innerText.split('zebra').length - 1") == 1

@@ -103,6 +103,22 @@ function announce(text) {
   announcer.textContent = text;
 }
 
+/**
+ * The same for an answer, without the signs of Markdown. Once it is on its way to the voice it goes: it would be found a second
+ * time, and copied when all is copied.
+ *
+ * @param {HTMLElement} body
+ * @param {string} note
+ */
+function announceAnswer(body, note) {
+  const blocks = [...body.children].map((it) => it.querySelector("pre") ?? it);
+  const text = [...blocks.map((it) => (it instanceof HTMLElement ? it.innerText : "")), note].join("\n");
+  announce(text);
+  setTimeout(() => {
+    if (announcer.textContent === text) announce("");
+  }, 5000);
+}
+
 function stickToEnd() {
   if (following) scroller.scrollTop = scroller.scrollHeight;
   follow.hidden = following || !answering;
@@ -174,7 +190,7 @@ async function answer() {
   if (answering === controller) answering = null;
   updateControls();
   if (conversation !== messages) return; // a new chat was begun meanwhile
-  finish(article, text, end, failure, controller.signal.aborted);
+  finish(article, body, text, end, failure, controller.signal.aborted);
 }
 
 /** Ends that leave an answer incomplete. @type {Record<string, string | undefined>} */
@@ -185,12 +201,13 @@ const UNFINISHED = {
 
 /**
  * @param {HTMLElement} article
+ * @param {HTMLElement} body the part of it with the answer
  * @param {string} text
  * @param {string} end why the model ended it
  * @param {unknown} failure
  * @param {boolean} stopped
  */
-function finish(article, text, end, failure, stopped) {
+function finish(article, body, text, end, failure, stopped) {
   if (failure && !stopped) {
     const error = failure instanceof ApiError ? failure : new ApiError("Something went wrong on this page.", "retry");
     if (error.kind === "sign-in") {
@@ -227,7 +244,8 @@ function finish(article, text, end, failure, stopped) {
     actions.append(actionButton("Try again", () => { if (text) messages.pop(); retry(article); }));
   }
   article.append(actions);
-  announce(stopped ? "Stopped." : [text, words].filter(Boolean).join("\n"));
+  if (stopped) announce("Stopped.");
+  else announceAnswer(body, words ?? "");
   stickToEnd();
 }
 
