@@ -724,3 +724,22 @@ def test_an_answer_is_said_without_signs_and_found_once(tab: Tab, demo: str) -> 
     # Whoever copies or searches the whole page finds it once.
     expect(page.locator("#announcer")).to_have_text("")
     assert page.evaluate("() => document.body.innerText.split('zebra').length - 1") == 1
+
+
+def test_all_of_a_chat_is_printed_and_dark_on_white(tab: Tab, demo: str) -> None:
+    page = tab.page
+    page.emulate_media(color_scheme="dark")
+    show_answer(page, demo, "A long recipe, to be sure.\n\n" * 100)
+    page.click("#theme")
+    page.click("#theme")  # dark by choice, not only by the system
+    pages = len(re.findall(rb"/Type /Page\b", page.pdf()))
+    assert pages >= 3, f"{pages} page for 100 paragraphs"
+    page.emulate_media(media="print")
+    assert contrast_on_white(page, ".from-model .body p") >= 7
+    for gone in ("#form", ".bar", ".actions"):
+        expect(page.locator(gone)).to_be_hidden()
+
+
+def contrast_on_white(page: Page, place: str) -> float:
+    colour = page.locator(place).first.evaluate("it => getComputedStyle(it).color.match(/\\d+/g).slice(0, 3).map(Number)")
+    return contrast("#ffffff", "#" + "".join(f"{value:02x}" for value in colour))
