@@ -743,3 +743,35 @@ def test_all_of_a_chat_is_printed_and_dark_on_white(tab: Tab, demo: str) -> None
 def contrast_on_white(page: Page, place: str) -> float:
     colour = page.locator(place).first.evaluate("it => getComputedStyle(it).color.match(/\\d+/g).slice(0, 3).map(Number)")
     return contrast("#ffffff", "#" + "".join(f"{value:02x}" for value in colour))
+
+
+@pytest.mark.parametrize("way", ["mouse", "thumb"])
+def test_a_double_click_on_send_does_not_stop_the_answer(browser: Browser, unhurried: str, way: str) -> None:
+    tab = Tab(browser, **({"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True} if way == "thumb" else {}))
+    page = tab.page
+    open_page(page, unhurried)
+    page.fill("#draft", "Hello")
+    if way == "mouse":
+        page.dblclick("#send")
+    else:
+        box = page.locator("#send").bounding_box()
+        assert box is not None
+        for _ in range(2):
+            page.touchscreen.tap(box["x"] + 9, box["y"] + 9)
+    expect(last_answer(page)).to_contain_text("demo provider")
+    expect(page.locator("#send")).to_have_attribute("aria-label", "Stop")
+    page.wait_for_timeout(600)  # longer than a double click
+    page.click("#send")
+    expect(page.locator(".note")).to_have_text("You stopped this answer.")
+    tab.close()
+
+
+def test_enter_that_accepts_a_word_sends_nothing(tab: Tab, demo: str) -> None:
+    """Korean, Japanese and Chinese input. Safari has ended the composition already when it tells the key."""
+    page = tab.page
+    open_page(page, demo)
+    page.fill("#draft", "\uc548\ub155")
+    for how in ("isComposing: true", "keyCode: 229"):
+        page.evaluate(f"draft.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, cancelable: true, {how}}}))")
+    expect(page.locator(".message")).to_have_count(0)
+    expect(page.locator("#draft")).to_have_value("\uc548\ub155")

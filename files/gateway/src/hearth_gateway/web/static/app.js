@@ -464,11 +464,14 @@ form.addEventListener("submit", (event) => {
 });
 draft.addEventListener("input", growDraft);
 draft.addEventListener("keydown", (event) => {
-  // `isComposing`: Enter also accepts a word in Japanese, Chinese or Korean input.
-  if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+  // `isComposing`: Enter also accepts a word in Japanese, Chinese or Korean input. Safari says it with 229 alone.
+  if (event.key === "Enter" && !event.shiftKey && !event.isComposing && event.keyCode !== 229) {
     event.preventDefault();
     submitDraft();
   }
+});
+send.addEventListener("click", (event) => {
+  if (event.detail > 1) event.preventDefault(); // the second half of a double click would stop what the first has begun
 });
 document.addEventListener("keydown", (event) => {
   if (event.key === "Escape" && answering && !document.querySelector("dialog[open]")) stop();
