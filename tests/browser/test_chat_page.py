@@ -775,3 +775,42 @@ def test_enter_that_accepts_a_word_sends_nothing(tab: Tab, demo: str) -> None:
         page.evaluate(f"draft.dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true, cancelable: true, {how}}}))")
     expect(page.locator(".message")).to_have_count(0)
     expect(page.locator("#draft")).to_have_value("\uc548\ub155")
+
+
+def test_the_newest_text_stays_in_sight_when_the_keyboard_opens(browser: Browser, demo: str) -> None:
+    tab = Tab(browser, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    page = tab.page
+    open_page(page, demo)
+    ask(page, "Hello")
+    wait_until_answered(page)
+    from_end = "() => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight"
+    page.set_viewport_size({"width": 360, "height": 400})
+    page.wait_for_function(f"({from_end})() < 2 && innerHeight === 400", timeout=ANSWER_MS)
+    page.fill("#draft", "a line\n" * 5)
+    page.wait_for_function(f"({from_end})() < 2 && draft.clientHeight > 100", timeout=ANSWER_MS)
+    shot(page, "360-light-keyboard")
+    # Whoever reads further up is left there.
+    page.evaluate("scroller.scrollTop = 0")
+    page.wait_for_timeout(200)
+    page.set_viewport_size({"width": 360, "height": 740})
+    page.wait_for_timeout(200)
+    assert page.evaluate("scroller.scrollTop") == 0
+    # And a finger that pulls down there does not load the page again, which would forget the chat.
+    assert page.evaluate("getComputedStyle(document.documentElement).overscrollBehaviorY") == "none"
+    tab.close()
+
+
+@pytest.mark.parametrize("size", [(320, 256), (740, 200)], ids=["400-percent", "landscape-keyboard"])
+def test_a_low_screen_leaves_room_for_the_conversation(browser: Browser, demo: str, size: tuple[int, int]) -> None:
+    """1280 x 1024 at 400 %, and a phone on its side with the keyboard open."""
+    tab = Tab(browser, viewport={"width": size[0], "height": size[1]})
+    page = tab.page
+    open_page(page, demo)
+    ask(page, "Hello")
+    wait_until_answered(page)
+    shot(page, f"{size[0]}-light-low")
+    assert page.evaluate("scroller.clientHeight - parseFloat(getComputedStyle(scroller).paddingTop) * 2") > 60
+    assert page.evaluate("document.documentElement.scrollWidth") <= size[0], "the page scrolls sideways"
+    page.locator("#draft").scroll_into_view_if_needed()
+    expect(page.locator("#draft")).to_be_in_viewport(ratio=0.9)
+    tab.close()

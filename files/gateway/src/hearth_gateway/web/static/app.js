@@ -485,6 +485,8 @@ scroller.addEventListener("scroll", () => {
   following = scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight < 48;
   follow.hidden = following || !answering;
 }, { passive: true });
+// A phone's keyboard, or a draft that grows, takes room from below: the newest text must not be what goes.
+new ResizeObserver(stickToEnd).observe(scroller);
 follow.addEventListener("click", () => {
   following = true;
   stickToEnd();
