@@ -814,3 +814,19 @@ def test_a_low_screen_leaves_room_for_the_conversation(browser: Browser, demo: s
     page.locator("#draft").scroll_into_view_if_needed()
     expect(page.locator("#draft")).to_be_in_viewport(ratio=0.9)
     tab.close()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said", "words"),
+    [
+        (691_200, "It starts again at 00:00 on 1 December.", "It starts again at 00:00 on 1 December."),
+        (12, "That was quick. The next is possible in 12 s.", "That was quick. The next is possible in 12 s."),
+        (30, "The provider is busy.", "The provider is busy. (It suggests to wait 30 s.)"),
+    ],
+)
+def test_how_long_to_wait_is_said_once_and_never_in_thousands_of_seconds(tab: Tab, demo: str, seconds: int, said: str, words: str) -> None:
+    page = tab.page
+    open_page(page, demo)
+    answer_with(page, 429, json.dumps({"error": {"message": said}}), "application/json", {"Retry-After": str(seconds)})
+    ask(page, "Hello")
+    expect(page.locator(".problem p")).to_have_text(words)

@@ -26,6 +26,7 @@ const AT_ONCE_MS = 15_000;
 // An open stream says something at least every 15 s (`heartbeat_s` of the server). Longer silence is a connection that died unnoticed,
 // as when a telephone leaves the house's network.
 const SILENCE_MS = 40_000;
+const LONGEST_WAIT_S = 600;
 const SILENT = "The server does not answer.";
 const UNREACHABLE = "The server cannot be reached. Are you connected?";
 const BROKEN = "The connection broke before the answer was complete.";
@@ -171,7 +172,8 @@ async function problem(response) {
   }
   if (response.status === 401) return new ApiError("This access token is not valid here.", "token");
   const seconds = Number(response.headers.get("Retry-After"));
-  if (seconds > 0) message += ` (It suggests to wait ${seconds} s.)`;
+  // What starts again tomorrow or next month says so itself; a number of seconds would say nothing.
+  if (seconds > 0 && seconds <= LONGEST_WAIT_S && !message.includes(`${seconds} s`)) message += ` (It suggests to wait ${seconds} s.)`;
   const retry = response.status === 408 || response.status === 429 || response.status >= 500;
   return new ApiError(message, retry ? "retry" : "request");
 }
