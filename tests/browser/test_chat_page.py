@@ -830,3 +830,23 @@ def test_how_long_to_wait_is_said_once_and_never_in_thousands_of_seconds(tab: Ta
     answer_with(page, 429, json.dumps({"error": {"message": said}}), "application/json", {"Retry-After": str(seconds)})
     ask(page, "Hello")
     expect(page.locator(".problem p")).to_have_text(words)
+
+
+@pytest.mark.parametrize("phone", [False, True], ids=["desktop", "phone"])
+def test_trying_again_is_for_the_newest_answer_and_opens_no_keyboard(browser: Browser, demo: str, phone: bool) -> None:
+    tab = Tab(browser, has_touch=phone, is_mobile=phone)
+    page = tab.page
+    open_page(page, demo)
+    answer_with(page, 502, "", "text/html")
+    ask(page, "first")
+    again = page.get_by_role("button", name="Try again")
+    expect(again).to_have_count(1)
+    ask(page, "second")
+    expect(page.locator(".problem")).to_have_count(2)
+    expect(again).to_have_count(1)  # the older one could do nothing
+    page.unroute("**/v1/chat/completions")
+    again.click()
+    expect(page.locator("#send" if phone else "#draft")).to_be_focused()
+    wait_until_answered(page)
+    expect(again).to_have_count(0)
+    tab.close()

@@ -47,6 +47,8 @@ let messages = [];
 let models = [];
 /** @type {AbortController | null} */
 let answering = null;
+/** On a phone the keyboard would open over the text when the field to write in gets the focus. */
+const withKeyboard = matchMedia("(hover: hover)").matches;
 /** True while the view sticks to the newest text. Ends when the person scrolls up. */
 let following = true;
 
@@ -69,6 +71,8 @@ function addMessage(from, who) {
 /** @param {string} text */
 function addQuestion(text) {
   welcome.hidden = true;
+  // They are for the newest answer (see `retry`), and would do nothing now.
+  for (const button of log.querySelectorAll(".from-model .problem button, .again")) button.remove();
   const { body } = addMessage("person", "You");
   body.dir = "auto";
   body.textContent = text;
@@ -241,7 +245,9 @@ function finish(article, body, text, end, failure, stopped) {
     article.append(note);
   }
   if (stopped) {
-    actions.append(actionButton("Try again", () => { if (text) messages.pop(); retry(article); }));
+    const again = actionButton("Try again", () => { if (text) messages.pop(); retry(article); });
+    again.classList.add("again");
+    actions.append(again);
   }
   article.append(actions);
   if (stopped) announce("Stopped.");
@@ -267,8 +273,8 @@ function retry(article) {
   // Only the newest answer can be tried again: an older one has a conversation after it.
   if (answering || article !== log.lastElementChild) return;
   article.remove();
-  draft.focus();
   void answer();
+  (withKeyboard ? draft : send).focus();
 }
 
 /** @param {HTMLElement} article the failed answer; its question goes back into the field */
@@ -541,4 +547,4 @@ addEventListener("hashchange", () => {
 document.getElementById("stuck")?.remove(); // see theme.js
 takeToken();
 void loadModels();
-if (matchMedia("(hover: hover)").matches) draft.focus(); // on a phone this would open the keyboard
+if (withKeyboard) draft.focus();
