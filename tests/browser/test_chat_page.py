@@ -22,6 +22,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
 
+from tests.browser.visitor import unreadable
+
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "build" / "reports"
 CHROMIUM = os.environ.get("HEARTH_CHROMIUM", "/usr/bin/chromium")
@@ -850,3 +852,38 @@ def test_trying_again_is_for_the_newest_answer_and_opens_no_keyboard(browser: Br
     wait_until_answered(page)
     expect(again).to_have_count(0)
     tab.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("size", [(1280, 800), (360, 740)], ids=["1280", "360"])
+def test_all_that_is_read_and_pressed_is_large_enough(browser: Browser, unhurried: str, size: tuple[int, int], scheme: str) -> None:
+    """In every state: welcome, answering, answered, failed, the dialogs."""
+    width, height = size
+    tab = Tab(browser, viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500)
+    page = tab.page
+    open_page(page, unhurried)
+    assert unreadable(page) == []
+    ask(page, "Hello")
+    page.wait_for_function("() => scroller.scrollHeight - scroller.clientHeight > 100 || innerWidth > 500", timeout=ANSWER_MS)
+    page.evaluate("scroller.scrollTop = 0")
+    assert unreadable(page) == []
+    page.keyboard.press("Escape")
+    expect(page.locator(".note")).to_be_visible()
+    assert unreadable(page) == []
+    answer_with(page, 502, "", "text/html")
+    ask(page, "Hello")
+    expect(page.locator(".problem")).to_be_visible()
+    assert unreadable(page) == []
+    shot(page, f"{width}-{scheme}-stopped-and-failed")
+    page.click("#privacy-open")
+    assert unreadable(page) == []
+    tab.close()
+
+
+def test_the_focus_shows_in_colours_of_ones_own(tab: Tab, demo: str) -> None:
+    """Windows' contrast themes take shadows away."""
+    page = tab.page
+    page.emulate_media(forced_colors="active")
+    open_page(page, demo)
+    page.focus("#draft")
+    assert page.locator("#draft").evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
