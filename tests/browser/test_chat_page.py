@@ -887,3 +887,21 @@ def test_the_focus_shows_in_colours_of_ones_own(tab: Tab, demo: str) -> None:
     open_page(page, demo)
     page.focus("#draft")
     assert page.locator("#draft").evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
+
+
+def test_a_table_is_a_table(browser: Browser, demo: str) -> None:
+    tab = Tab(browser, viewport={"width": 360, "height": 740})
+    page = tab.page
+    row = "| **Soup** | 20 min<br>or more | a \\| b | " + " | ".join(["Wednesday"] * 6) + " |"
+    body = show_answer(page, demo, f"Here:\n| Dish | Time | c | d | e | f | g | h | i |\n|:---|---:|---|---|---|---|---|---|---|\n{row}\nAnd so on.")
+    expect(body.locator("th").first).to_have_text("Dish")
+    assert body.locator("td").nth(1).inner_text() == "20 min\nor more"
+    expect(body.locator("td").nth(2)).to_have_text("a | b")
+    expect(body.locator("td strong")).to_have_text("Soup")
+    expect(body.locator("p")).to_have_text(["Here:", "And so on."])
+    # What is wider than the screen scrolls in itself.
+    shot(page, "360-light-table")
+    assert page.evaluate("scroller.scrollWidth - scroller.clientWidth") == 0
+    assert body.locator(".table").evaluate("it => it.scrollWidth > it.clientWidth && it.tabIndex === 0")
+    assert tab.problems == []
+    tab.close()

@@ -33,6 +33,8 @@ export class GrowingText {
 // Its space in front is left out of the code; of what follows only the first word, the language, is for us (```js title="x").
 const FENCE = /^(\s*)(```+|~~~+)\s*([^\s`]*)[^`]*$/;
 const ITEM = /^(\s*)(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
+const ROW = /^\s*\|/;
+const BELOW_HEAD = /^[\s|:-]*-[\s|:-]*$/;
 const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
 const RULE = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/;
 
@@ -70,8 +72,9 @@ export function splitBlocks(text) {
       close();
       blocks.push(line);
     } else {
-      // A list right below its introduction.
-      if (ITEM.test(line) && current.length && !ITEM.test(current[0] ?? "")) close();
+      // A list or a table right below its introduction, and what follows a table.
+      const [first] = current;
+      if (first !== undefined && ((ITEM.test(line) && !ITEM.test(first)) || ROW.test(line) !== ROW.test(first))) close();
       current.push(line);
     }
   }
@@ -92,6 +95,7 @@ export function renderBlock(block) {
   if (heading) return fill(make(`h${Math.min(5, (heading[1] ?? "").length + 2)}`), heading[2] ?? "");
   if (RULE.test(first)) return make("hr");
   if (ITEM.test(first)) return renderList(lines);
+  if (ROW.test(first) && BELOW_HEAD.test(lines[1] ?? "")) return renderTable(lines);
   if (lines.every((line) => line.startsWith(">"))) {
     return fill(make("blockquote"), lines.map((line) => line.replace(/^>\s?/, "")).join("\n"));
   }
@@ -159,6 +163,23 @@ function renderList(lines) {
     open[open.length - 1]?.list.append(fill(make("li"), text));
   }
   return open[0]?.list ?? home;
+}
+
+/** @param {string[]} lines the head, the line below it, and the rows */
+function renderTable([head = "", , ...rows]) {
+  const box = make("div", "table");
+  box.tabIndex = 0; // a wide table must be scrollable with the keyboard
+  const table = make("table");
+  for (const row of [head, ...rows]) {
+    const line = make("tr");
+    // `\|` is a stroke inside a cell; no text has the sign that stands for it meanwhile.
+    for (const cell of row.trim().replaceAll("\\|", "\u0001").replace(/^\||\|$/g, "").split("|")) {
+      line.append(fill(make(row === head ? "th" : "td"), cell.replaceAll("\u0001", "|").replace(/<br *\/?>/g, "\n").trim()));
+    }
+    table.append(line);
+  }
+  box.append(table);
+  return box;
 }
 
 // Without lookbehind: in Safari before 16.4 it is an error of syntax, and the whole page would not start.
