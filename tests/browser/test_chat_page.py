@@ -905,3 +905,24 @@ def test_a_table_is_a_table(browser: Browser, demo: str) -> None:
     assert body.locator(".table").evaluate("it => it.scrollWidth > it.clientWidth && it.tabIndex === 0")
     assert tab.problems == []
     tab.close()
+
+
+def test_a_stopped_answer_is_not_lost_from_the_conversation(tab: Tab, unhurried: str) -> None:
+    """Also when something else stands below it: here a model list that does not come after another link with a token was opened."""
+    page = tab.page
+    open_page(page, unhurried)
+    ask(page, "Hello")
+    expect(last_answer(page)).to_contain_text("demo provider")
+    page.keyboard.press("Escape")
+    again = page.locator(".again")
+    expect(again).to_be_visible()
+    page.route("**/v1/models", lambda route: route.abort("connectionrefused"))
+    page.evaluate("location.hash = 'another'")
+    expect(page.locator(".problem")).to_be_visible()
+    again.click()
+    page.unroute("**/v1/models")
+    page.locator(".problem").get_by_role("button", name="Try again").click()
+    expect(page.locator(".problem")).to_have_count(0)
+    with page.expect_request("**/v1/chat/completions") as sent:
+        ask(page, "Go on")
+    assert [message["role"] for message in sent.value.post_data_json["messages"]] == ["user", "assistant", "user"]

@@ -245,7 +245,11 @@ function finish(article, body, text, end, failure, stopped) {
     article.append(note);
   }
   if (stopped) {
-    const again = actionButton("Try again", () => { if (text) messages.pop(); retry(article); });
+    const again = actionButton("Try again", () => {
+      if (article !== log.lastElementChild) return; // as in `retry`: its text is not the last that was said
+      if (text) messages.pop();
+      retry(article);
+    });
     again.classList.add("again");
     actions.append(again);
   }

@@ -170,14 +170,14 @@ function renderTable([head = "", , ...rows]) {
   const box = make("div", "table");
   box.tabIndex = 0; // a wide table must be scrollable with the keyboard
   const table = make("table");
-  for (const row of [head, ...rows]) {
+  [head, ...rows].forEach((row, at) => {
     const line = make("tr");
     // `\|` is a stroke inside a cell; no text has the sign that stands for it meanwhile.
     for (const cell of row.trim().replaceAll("\\|", "\u0001").replace(/^\||\|$/g, "").split("|")) {
-      line.append(fill(make(row === head ? "th" : "td"), cell.replaceAll("\u0001", "|").replace(/<br *\/?>/g, "\n").trim()));
+      line.append(fill(make(at ? "td" : "th"), cell.replaceAll("\u0001", "|").replace(/<br *\/?>/g, "\n").trim()));
     }
     table.append(line);
-  }
+  });
   box.append(table);
   return box;
 }
