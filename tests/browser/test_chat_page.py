@@ -929,3 +929,28 @@ def test_a_stopped_answer_is_not_lost_from_the_conversation(tab: Tab, unhurried:
         ask(page, "Go on")
     said = json.loads(sent.value.post_data or "")["messages"]
     assert [message["role"] for message in said] == ["user", "assistant", "user"]
+
+
+def test_a_chat_does_not_go_on_unasked_under_somebody_elses_name(browser: Browser, configured: str) -> None:
+    """A computer that two people use: Ann's tab is open still when Bob signs in in another one."""
+
+    def credential(email: str) -> dict[str, str]:
+        return {"Authorization": "Basic " + base64.b64encode(f"{email}:{PROXY}".encode()).decode()}
+
+    tab = Tab(browser, extra_http_headers=credential("ann@example.org"))
+    page = tab.page
+    open_page(page, configured)
+    ask(page, "Hello")
+    wait_until_answered(page)
+    # Another tab of her own disturbs nobody.
+    with page.expect_response("**/api/me"):
+        open_page(tab.context.new_page(), configured)
+    expect(page.locator(".problem")).to_have_count(0)
+    tab.context.set_extra_http_headers(credential("bob@example.org"))
+    open_page(tab.context.new_page(), configured)
+    expect(page.locator(".problem")).to_contain_text("You are signed in as bob@example.org now. This chat was begun as ann@example.org.")
+    expect(page.locator("#who")).to_have_text("You are signed in as bob@example.org.")
+    page.locator(".problem").get_by_role("button", name="New chat").click()
+    expect(page.locator(".message")).to_have_count(0)
+    assert tab.problems == []
+    tab.close()

@@ -321,11 +321,16 @@ function askToSignIn() {
   announce("Your sign-in has ended; what you wrote is still here.");
 }
 
-/** Look whether the person is signed in again, here or in another tab. */
-async function lookAgain() {
-  if (ended.hidden) return;
+/**
+ * Look whether the person is signed in again, here or in another tab.
+ *
+ * @param {boolean} [told] by another tab that somebody is signed in: it can be somebody else
+ */
+async function lookAgain(told) {
+  if (!gone.hidden || (ended.hidden && !told)) return;
   try {
-    await whoAmI(currentToken());
+    const { email } = await whoAmI(currentToken());
+    if (ended.hidden && email === person) return;
   } catch {
     return; // not yet
   }
@@ -339,11 +344,12 @@ function greet(email) {
   if (!before) tellTabs("signed in");
   accountOpen.hidden = !email;
   element("who", HTMLParagraphElement).textContent = `You are signed in as ${email}.`;
-  if (ended.hidden) return;
+  const another = before !== "" && before !== email;
+  if (ended.hidden && !another) return;
   ended.hidden = true;
   announce("You are signed in again.");
   draft.focus();
-  if (before && before !== email && (messages.length || draft.value)) askWhoseChat(before);
+  if (another && (messages.length || draft.value)) askWhoseChat(before);
 }
 
 /** @param {string} before whose chat this is, while somebody else is signed in now */
@@ -529,7 +535,7 @@ element("gone-again", HTMLAnchorElement).href = signInAddress("");
 element("gone-other", HTMLAnchorElement).href = signInAddress("", true);
 onNews((news) => {
   if (news === "signed out") forgetAll();
-  else void lookAgain();
+  else void lookAgain(true);
 });
 for (const moment of ["focus", "visibilitychange"]) addEventListener(moment, () => void lookAgain());
 modelPicker.addEventListener("change", showModelNotices);
