@@ -31,10 +31,10 @@ export class GrowingText {
 }
 
 // Its space in front is left out of the code; of what follows only the first word, the language, is for us (```js title="x").
-const FENCE = /^(\s*)(```+|~~~+)\s*([^\s`]*)[^`]*$/;
+const FENCE = /^(\s*)(```+|~~~+)\s*([^\s`]*)(?:\s[^`]*)?$/;
 const ITEM = /^(\s*)(?:[-*+]|(\d{1,9})[.)])\s+(.*)$/;
 const ROW = /^\s*\|/;
-const BELOW_HEAD = /^[\s|:-]*-[\s|:-]*$/;
+const BELOW_HEAD = /^[\s|:]*-[\s|:-]*$/;
 const HEADING = /^(#{1,6})\s+(.*?)\s*#*$/;
 const RULE = /^\s{0,3}([-*_])(\s*\1){2,}\s*$/;
 
