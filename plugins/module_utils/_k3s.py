@@ -164,8 +164,7 @@ REFUSED_KEYS = {
     "cluster-reset-restore-path": "it is an action, not a setting: every start would restore again",
     "cluster-secret": "renamed by k3s; set the role variable k3s_token",
     "config": "the path of this file cannot stand in this file",
-    "datastore-endpoint": "it holds a password, and a database beside the cluster is not supported: who founds and who joins is told by the data "
-    "on the hosts",
+    "datastore-endpoint": "it holds a password, and a database beside the cluster is not supported: the data on the hosts tell who founds",
     "etcd-s3-access-key": "a secret does not belong in config.yaml; use etcd-s3-config-secret",
     "etcd-s3-secret-key": "a secret does not belong in config.yaml; use etcd-s3-config-secret",
     "no-deploy": "renamed by k3s; set the role variable k3s_disabled_components",

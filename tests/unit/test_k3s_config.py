@@ -226,7 +226,8 @@ WANTS = """
   gather_facts: false
   tasks:
     - ansible.builtin.include_role: {name: homelab.hearth.k3s, tasks_from: wants, public: true}
-    - ansible.builtin.debug: {msg: "{{ inventory_hostname }}: {{ _k3s_port }} {{ _k3s_wants.networks | map(attribute='cidr') | join(' ') }}"}
+    - ansible.builtin.debug:
+        msg: "{{ inventory_hostname }}: {{ _k3s_port }} {{ _k3s_wants.networks | map(attribute='cidr') | join(' ') }}"
 """
 
 
