@@ -10,7 +10,7 @@ import yaml
 from browser import Address, Browser
 from chain import ANN, APP, AUTH, CHAT_URL, NAMES, sign_in
 
-from tests.cluster.access.deployed import ACCESS, Deployed
+from tests.cluster.access.deployed import ACCESS, Deployed, until
 from tests.cluster.support import play
 from tests.cluster.test_slice import missing_in
 
@@ -103,3 +103,16 @@ def test_an_app_is_behind_the_same_door(deployed: Deployed) -> None:
     # Signed in for the apps, not for the chat.
     assert browser.send(f"{CHAT_URL}/v1/models").status == 401
     assert browser.send(f"https://{AUTH}/oauth2/userinfo").json()["email"] == ANN
+
+
+def test_a_token_that_is_made_anew_reaches_the_proxies(deployed: Deployed) -> None:
+    """They read it at their start. With the old one everybody would be signed in and nobody let through, after a green run."""
+    old, tokens = deployed.token(), NAMES["gateway"]["tokens"]
+    gone = json.dumps([{"op": "remove", "path": f"/data/{tokens['proxy']}"}])
+    deployed.bed.kubectl("patch", "secret", tokens["secret"], "-n", NAMES["namespace"], "--type=json", "-p", gone)
+    run = deployed.deploy("--tags", "gateway,access")
+    assert run.rc == 0, run.output[-6000:]
+    assert deployed.token() != old
+    until(lambda: deployed.signed_in().send(f"{CHAT_URL}/v1/models").status == 200, "the proxies to show the new token")
+    run = deployed.deploy("--tags", "access")
+    assert (run.rc, run.count("changed")) == (0, 0), run.output[-6000:]
