@@ -536,7 +536,7 @@ def test_a_client_of_many_words_is_known_by_when_they_had_come(unhurried: Gatewa
         left = time.time()
         record = vendor.next_record(before)
         assert record["outcome"] == "client-left"
-        assert record["finished_at"] - left < 2
+        assert record["finished_at"] - left < 8, "what ends the silence otherwise comes after 20 s"
         assert gateway.metric("hearth_open_requests") == 1, "who stays is not taken for who left"
     wait_for(lambda: gateway.metric("hearth_open_requests") == 0, "both to be counted out")
 
