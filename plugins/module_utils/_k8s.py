@@ -24,7 +24,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from ansible.module_utils.basic import AnsibleModule, missing_required_lib
 from ansible_collections.homelab.hearth.plugins.module_utils._kubeconfig import KubeconfigError, read_kubeconfig
-from ansible_collections.homelab.hearth.plugins.module_utils._objects import mounts
+from ansible_collections.homelab.hearth.plugins.module_utils._objects import mounts, written_at
 
 try:
     import yaml
@@ -416,7 +416,7 @@ def hurry(cluster: Cluster, kind: str, namespace: str, name: str) -> list[str]:
     # The part behind the slash has at most 63 characters and ends in a letter or digit.
     key = f"{kind.lower()}-{name}"[:63].rstrip("-._")
     seen = {f"hearth.homelab/{key}": stored["metadata"]["resourceVersion"]}
-    changed_at = max((str(entry.get("time") or "") for entry in stored["metadata"].get("managedFields") or []), default="")
+    changed_at = written_at(stored)
     told = []
     for pod in cluster.find("v1", "Pod", "", namespace):
         meta = pod["metadata"]

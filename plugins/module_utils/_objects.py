@@ -112,6 +112,11 @@ def redacted(stored: Mapping[str, Any] | None) -> Object:
     return plain
 
 
+def written_at(stored: Mapping[str, Any]) -> str:
+    """When the object was last changed, to the second, as the API server tells it; empty when it does not."""
+    return max((str(entry.get("time") or "") for entry in stored["metadata"].get("managedFields") or []), default="")
+
+
 def mounts(pod: Mapping[str, Any], kind: str, name: str) -> bool:
     """Whether a pod that is not ending has this ConfigMap or Secret as a volume, alone or among others."""
     if pod["metadata"].get("deletionTimestamp") or (pod.get("status") or {}).get("phase") in ("Succeeded", "Failed"):

@@ -11,8 +11,14 @@ from collections.abc import Iterable
 from typing import Any
 
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import Cluster
-from ansible_collections.homelab.hearth.plugins.module_utils._objects import Object, mounts, not_ready, pod_problem, title
-from ansible_collections.homelab.hearth.plugins.module_utils._whitelist import written_at
+from ansible_collections.homelab.hearth.plugins.module_utils._objects import (
+    Object,
+    mounts,
+    not_ready,
+    pod_problem,
+    title,
+    written_at,
+)
 
 SLEEP_S = 0.5
 # What has pods by a template. Many charts run a program with a volume as a StatefulSet.

@@ -35,7 +35,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     until_undisturbed,
 )
 from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, UNREAD, locked_since
-from ansible_collections.homelab.hearth.plugins.module_utils._objects import mounts
+from ansible_collections.homelab.hearth.plugins.module_utils._objects import mounts, written_at
 
 # The options that say where the list is.
 LIST_SPEC: dict[str, Any] = {
@@ -171,11 +171,6 @@ def change(cluster: Cluster, params: dict[str, Any], emails: list[str]) -> dict[
 
 
 # --- whether it is so
-
-
-def written_at(stored: Object) -> str:
-    """When the object was last changed, to the second, as the API server tells it; empty when it does not."""
-    return max((str(entry.get("time") or "") for entry in stored["metadata"].get("managedFields") or []), default="")
 
 
 def reads_later(pod: Object, since: str) -> bool:
