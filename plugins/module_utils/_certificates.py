@@ -80,6 +80,12 @@ def new_certificate(authority: Pair, hosts: Sequence[str], now: Moment) -> Pair:
     return _pair(built, key)
 
 
+def _hosts_of(certificate: x509.Certificate) -> list[str]:
+    """:raises x509.ExtensionNotFound: when it names none."""
+    names: list[str] = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+    return names
+
+
 def unfit(pair: Pair | None, authority: Pair, hosts: Sequence[str], now: Moment) -> str | None:
     """Why a certificate has to be made anew, or None when it is still good."""
     if pair is None:
@@ -92,7 +98,7 @@ def unfit(pair: Pair | None, authority: Pair, hosts: Sequence[str], now: Moment)
         return "its key is another one's"
     try:
         certificate.verify_directly_issued_by(_read(authority.certificate))
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+        names = _hosts_of(certificate)
     except (ValueError, TypeError, InvalidSignature):
         return "it is of another authority"
     except x509.ExtensionNotFound:
@@ -122,7 +128,7 @@ def given_problems(certificate_pem: str, key_pem: str, hosts: Sequence[str], now
     if certificate.not_valid_after_utc <= now:
         found.append(f"the certificate ended on {certificate.not_valid_after_utc:%Y-%m-%d}")
     try:
-        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value.get_values_for_type(x509.DNSName)
+        names = _hosts_of(certificate)
     except (ValueError, x509.ExtensionNotFound):
         names = []
     known = {name.lower() for name in names}

@@ -78,8 +78,14 @@ def reason(error: sa.exc.SQLAlchemyError) -> str:
     return lines[0] if lines else type(error.orig).__name__
 
 
-def is_postgresql(engine: sa.Engine) -> bool:
-    return engine.dialect.name == "postgresql"
+def is_postgresql(database: sa.Engine | sa.Connection | DriverConnection) -> bool:
+    return database.dialect.name == "postgresql"
+
+
+def lock_until_commit(connection: sa.Connection, lock: int) -> None:
+    """Wait for who else holds the lock of this number. SQLite has one writer anyway."""
+    if is_postgresql(connection):
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(lock)))
 
 
 class DriverConnection:
@@ -331,8 +337,7 @@ def migrate(engine: sa.Engine, steps: Sequence[Step]) -> None:
     """Apply the steps the database has not seen yet, all or none. Also proves that it can be written."""
     words = _WORDS[engine.dialect.name]
     with engine.begin() as connection:
-        if is_postgresql(engine):
-            connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_MIGRATION_LOCK)))
+        lock_until_commit(connection, _MIGRATION_LOCK)
         connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)")
         connection.exec_driver_sql("CREATE TABLE IF NOT EXISTS schema_steps (step INTEGER PRIMARY KEY NOT NULL)")
         reader = connection.execute(sa.select(sa.func.max(tables.schema_version.c.version))).scalar() or 0

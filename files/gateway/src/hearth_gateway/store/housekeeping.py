@@ -25,7 +25,7 @@ import sqlalchemy as sa
 
 from hearth_gateway.clock import Clock
 from hearth_gateway.core.limits import Calendar, Key, charges_of
-from hearth_gateway.store.database import is_postgresql, reason
+from hearth_gateway.store.database import is_postgresql, lock_until_commit, reason
 from hearth_gateway.store.spending import Changes, lock_sums
 from hearth_gateway.store.tables import instances, ledger, people, spending
 
@@ -220,8 +220,7 @@ _SUM_UP_DELETED = f"WITH deleted AS ({_DELETE} RETURNING *) {_ADD_UP.format(rows
 
 def one_at_a_time(connection: sa.Connection) -> None:
     """For who sums rows of the ledger up, or makes them another person's: until the commit, nobody else does either."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_TIDY_LOCK)))
+    lock_until_commit(connection, _TIDY_LOCK)
 
 
 def reading(engine: sa.Engine) -> contextlib.AbstractContextManager[sa.Connection]:

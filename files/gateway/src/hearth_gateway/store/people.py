@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from hearth_gateway.config import LimitsConfig
 from hearth_gateway.core.people import PeopleUnavailableError, Person
-from hearth_gateway.store.database import reason
+from hearth_gateway.store.database import is_postgresql, reason
 from hearth_gateway.store.housekeeping import one_at_a_time
 from hearth_gateway.store.spending import Changes, lock_sums
 from hearth_gateway.store.tables import ledger, people, people_version, settings, spending, usage_days
@@ -145,7 +145,7 @@ class SqlPeople:
 
         Here they are zeroed, and the log is folded into the file. PostgreSQL's VACUUM does the like in its own time.
         """
-        if self._engine.dialect.name != "sqlite":
+        if is_postgresql(self._engine):
             yield
             return
 

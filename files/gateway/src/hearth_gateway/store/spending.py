@@ -14,7 +14,7 @@ from functools import cache
 import sqlalchemy as sa
 
 from hearth_gateway.core.limits import Key, Sums
-from hearth_gateway.store.database import DriverConnection
+from hearth_gateway.store.database import DriverConnection, is_postgresql
 from hearth_gateway.store.tables import spending
 
 
@@ -28,7 +28,7 @@ def driver_text(statement: str, postgresql: bool) -> str:
 
 def lock_sums(connection: sa.Connection, which: sa.ColumnElement[bool]) -> None:
     """Until the commit nobody else changes these rows, nor settles what counts for them. SQLite has one writer anyway."""
-    if connection.dialect.name == "postgresql":
+    if is_postgresql(connection):
         # Sorted as Python does it, whatever the language of the database.
         order = (sa.collate(spending.c.scope, "C"), sa.collate(spending.c.period, "C"))
         connection.execute(sa.select(spending.c.scope).where(which).order_by(*order).with_for_update()).all()
@@ -54,7 +54,7 @@ class Changes:
 
     def lock(self, connection: sa.Connection | DriverConnection) -> None:
         """The rows that there are already, as ``apply`` would do it: before rows of the ledger are locked."""
-        if not self._rows or connection.dialect.name != "postgresql":
+        if not self._rows or not is_postgresql(connection):
             return
         connection.exec_driver_sql(_lock_rows(len(self._rows)), tuple(word for key in self._rows for word in key)).fetchall()
 
@@ -67,7 +67,7 @@ class Changes:
         for key in sorted(self._rows):
             values += key
             values += self._rows[key]
-        statement = _add_rows(len(self._rows), connection.dialect.name == "postgresql")
+        statement = _add_rows(len(self._rows), is_postgresql(connection))
         rows = connection.exec_driver_sql(statement, tuple(values)).fetchall()
         return {(row[0], row[1]): Sums(*row[2:6]) for row in rows}, {(row[0], row[1]): row[6] for row in rows}
 
