@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, Page, Route, expect, sync_playwright
+from playwright.sync_api import Browser, Page, Route, ViewportSize, expect, sync_playwright
 
-from tests.browser.visitor import unreadable
+from tests.browser.visitor import DESKTOP, PHONE, unreadable
 
 ROOT = Path(__file__).resolve().parents[2]
 REPORTS = ROOT / "build" / "reports"
@@ -102,6 +102,11 @@ class Tab:
 
     def close(self) -> None:
         self.context.close()
+
+
+def screen_name(screen: tuple[ViewportSize, str]) -> str:
+    size, scheme = screen
+    return f"{size['width']}-{scheme}"
 
 
 @pytest.fixture
@@ -224,29 +229,29 @@ def test_light_and_dark(browser: Browser, demo: str) -> None:
         tab.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1280, 800), (360, 740)], ids=["1280", "360"])
-def test_screens(browser: Browser, demo: str, size: tuple[int, int], scheme: str) -> None:
-    width, height = size
-    tab = Tab(browser, viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500)
-    page = tab.page
-    open_page(page, demo)
-    shot(page, f"{width}-{scheme}-welcome")
-    ask(page, "What can you do? And a-very-long-word-that-does-not-fit-" + "x" * 80)
-    wait_until_answered(page)
-    shot(page, f"{width}-{scheme}-answer")
-    assert page.evaluate("document.documentElement.scrollWidth") <= width, "the page scrolls sideways"
-    assert page.evaluate("scroller.scrollWidth - scroller.clientWidth") == 0, "the conversation scrolls sideways"
-    small = page.evaluate(
-        """() => [...document.querySelectorAll('header button:not([hidden]), .composer button.send, select')]
-           .filter(it => it.offsetWidth < 40 || it.offsetHeight < 40).map(it => it.id)"""
-    )
-    assert small == [], f"too small for a thumb: {small}"
-    page.click("#privacy-open")
-    expect(page.locator("#privacy")).to_be_visible()
-    shot(page, f"{width}-{scheme}-privacy")
+@pytest.fixture(params=[(size, scheme) for size in (DESKTOP, PHONE) for scheme in ("light", "dark")], ids=screen_name)
+def screen(request: pytest.FixtureRequest, browser: Browser) -> Iterator[tuple[Tab, str]]:
+    """A tab, and what its screenshots are called."""
+    size, scheme = request.param
+    tab = Tab(browser, viewport=size, color_scheme=scheme, has_touch=size == PHONE)
+    yield tab, screen_name(request.param)
     assert tab.problems == []
     tab.close()
+
+
+def test_screens(screen: tuple[Tab, str], demo: str) -> None:
+    tab, name = screen
+    page = tab.page
+    open_page(page, demo)
+    shot(page, f"{name}-welcome")
+    ask(page, "What can you do? And a-very-long-word-that-does-not-fit-" + "x" * 80)
+    wait_until_answered(page)
+    shot(page, f"{name}-answer")
+    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, "the page scrolls sideways"
+    assert page.evaluate("scroller.scrollWidth - scroller.clientWidth") == 0, "the conversation scrolls sideways"
+    page.click("#privacy-open")
+    expect(page.locator("#privacy")).to_be_visible()
+    shot(page, f"{name}-privacy")
 
 
 def test_text_contrast_is_readable(browser: Browser, demo: str) -> None:
@@ -781,7 +786,7 @@ def test_enter_that_accepts_a_word_sends_nothing(tab: Tab, demo: str) -> None:
 
 
 def test_the_newest_text_stays_in_sight_when_the_keyboard_opens(browser: Browser, demo: str) -> None:
-    tab = Tab(browser, viewport={"width": 360, "height": 740}, has_touch=True, is_mobile=True)
+    tab = Tab(browser, viewport=PHONE, has_touch=True, is_mobile=True)
     page = tab.page
     open_page(page, demo)
     ask(page, "Hello")
@@ -855,12 +860,9 @@ def test_trying_again_is_for_the_newest_answer_and_opens_no_keyboard(browser: Br
     tab.close()
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [(1280, 800), (360, 740)], ids=["1280", "360"])
-def test_all_that_is_read_and_pressed_is_large_enough(browser: Browser, unhurried: str, size: tuple[int, int], scheme: str) -> None:
+def test_all_that_is_read_and_pressed_is_large_enough(screen: tuple[Tab, str], unhurried: str) -> None:
     """In every state: welcome, answering, answered, failed, the dialogs."""
-    width, height = size
-    tab = Tab(browser, viewport={"width": width, "height": height}, color_scheme=scheme, has_touch=width < 500)
+    tab, name = screen
     page = tab.page
     open_page(page, unhurried)
     assert unreadable(page) == []
@@ -875,10 +877,9 @@ def test_all_that_is_read_and_pressed_is_large_enough(browser: Browser, unhurrie
     ask(page, "Hello")
     expect(page.locator(".problem")).to_be_visible()
     assert unreadable(page) == []
-    shot(page, f"{width}-{scheme}-stopped-and-failed")
+    shot(page, f"{name}-stopped-and-failed")
     page.click("#privacy-open")
     assert unreadable(page) == []
-    tab.close()
 
 
 def test_the_focus_shows_in_colours_of_ones_own(tab: Tab, demo: str) -> None:
@@ -891,7 +892,7 @@ def test_the_focus_shows_in_colours_of_ones_own(tab: Tab, demo: str) -> None:
 
 
 def test_a_table_is_a_table(browser: Browser, demo: str) -> None:
-    tab = Tab(browser, viewport={"width": 360, "height": 740})
+    tab = Tab(browser, viewport=PHONE)
     page = tab.page
     row = "| **Soup** | 20 min<br>or more | a \\| b | " + " | ".join(["Wednesday"] * 6) + " |"
     head = "| Dish | Time | c | d | e | f | g | h | i |\n|:---|---:|---|---|---|---|---|---|---|"
