@@ -417,6 +417,32 @@ def test_the_same_host_joins_again_under_its_name(house: House) -> None:
 # --- back in time
 
 
+def restored(inventory: Path, snapshot: Path) -> Run:
+    return play("playbooks/cluster_restore.yml", inventory, "-e", f"snapshot={snapshot}", "-e", "restore_confirmed=true", timeout_s=900)
+
+
+def test_a_restore_that_cannot_work_costs_nothing(house: House, tmp_path: Path) -> None:
+    """A damaged snapshot is known before k3s is stopped; one with another token only when k3s has put its data aside."""
+    house.kubectl("create", "configmap", "since-the-snapshot", "-n", "default")
+    house.bed.ssh("/usr/local/bin/k3s etcd-snapshot save --name fruitless")
+    there = house.bed.ssh("ls /var/lib/rancher/k3s/server/db/snapshots/fruitless-*").split()[0]
+    kept, damaged = tmp_path / "snapshot", tmp_path / "damaged"
+    kept.write_bytes(base64.b64decode(house.bed.ssh(f"base64 {there}")))
+    damaged.write_bytes(kept.read_bytes()[:-4096])
+    run = restored(house.inventory(["h1", "h2", "h3"], ["h4"], k3s_datastore="etcd"), damaged)
+    assert run.rc != 0
+    assert "is not whole" in run.output and "Nothing was touched" in run.output, run.output[-3000:]
+    house.kubectl("get", "configmap", "since-the-snapshot", "-n", "default")
+
+    run = restored(house.inventory(["h1", "h2", "h3"], ["h4"], k3s_datastore="etcd", k3s_token="of-another-cluster"), kept)
+    assert run.rc != 0
+    assert "h1 has the data that it had before" in " ".join(run.output.split()), run.output[-3000:]
+    assert "encrypted with different token" in run.output
+    passed(house.site(["h1", "h2", "h3"], ["h4"], "--tags", "host,k3s", k3s_datastore="etcd"))
+    until_back(house, "h1")
+    house.kubectl("get", "configmap", "since-the-snapshot", "-n", "default")
+
+
 def test_two_of_three_servers_are_lost_for_good_and_a_snapshot_brings_the_cluster_to_new_ones(house: House, tmp_path: Path) -> None:
     """A majority that does not come back: its machines are replaced, one server and the agent have their old disks."""
     house.kubectl("create", "configmap", "before-the-snapshot", "-n", "default")
@@ -435,7 +461,7 @@ def test_two_of_three_servers_are_lost_for_good_and_a_snapshot_brings_the_cluste
         house.bed.call("renew", host)
     inventory = house.inventory(["h1", "h2", "h3"], ["h4"], k3s_datastore="etcd", k3s_token=token)
     began = time.monotonic()
-    run = passed(play("playbooks/cluster_restore.yml", inventory, "-e", f"snapshot={kept}", "-e", "restore_confirmed=true", timeout_s=900))
+    run = passed(restored(inventory, kept))
     note("restored-to-new-hosts", seconds=round(time.monotonic() - began))
     assert token not in run.output
     found = house.kubectl("get", "configmaps", "-n", "default", "-o", "name")
