@@ -5,6 +5,7 @@ That they work is shown on the bed (tests/cluster/test_topology.py).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -150,6 +151,25 @@ def test_a_reset_of_some_hosts_leaves_the_kubeconfig_of_the_cluster_that_goes_on
         assert code == 0 and f"kept={said_kept}" in said and f"kept={not said_kept}" not in said, f"{limit}: {said}"
 
 
+@pytest.mark.parametrize(
+    ("limit", "active", "datastore", "refused"),
+    [("h2", True, "etcd", True), ("h2", False, "etcd", False), ("h4", True, "", False), ("all", True, "etcd", False)],
+    ids=["a living server", "a stopped server", "an agent", "all"],
+)
+def test_a_reset_takes_no_running_server_from_the_others(tmp_path: Path, limit: str, active: bool, datastore: str, refused: bool) -> None:
+    """Its member of etcd would stay, and count."""
+    [reset] = yaml.safe_load((ROOT / "playbooks" / "reset.yml").read_text())
+    judged = next(task for task in reset["tasks"] if task["name"] == "Refuse to take a running server from the others")
+    found = {"ansible.builtin.set_fact": {"_reset_survey": {"survey": {"k3s": {"active": active, "datastore": datastore}}}}}
+    hosts: dict[str, Any] = {name: {"ansible_connection": "local"} for name in ("h1", "h2", "h4")}
+    groups = {"servers": {"hosts": {name: hosts[name] for name in ("h1", "h2")}}, "agents": {"hosts": {"h4": hosts["h4"]}}}
+    inventory, playbook = tmp_path / "hosts.json", tmp_path / "play.yml"
+    inventory.write_text(json.dumps({"k3s_cluster": {"children": groups}}))
+    playbook.write_text(yaml.safe_dump([{"hosts": "k3s_cluster", "gather_facts": False, "vars": reset["vars"], "tasks": [found, judged]}]))
+    code, said = ansible(str(playbook), "-i", str(inventory), "--limit", limit)
+    assert (code != 0, "remove_node.yml -e node=h2" in " ".join(said.split())) == (refused, refused), said[-3000:]
+
+
 RESTORE = """
 - hosts: servers
   gather_facts: false
@@ -157,13 +177,15 @@ RESTORE = """
     - ansible.builtin.set_fact:
         _preflight_survey: {survey: {k3s: {datastore: "{{ given_datastore }}", token_file: "{{ given_token | bool }}"}}}
     - ansible.builtin.include_role: {name: homelab.hearth.k3s, tasks_from: restore_check}
-    - ansible.builtin.debug: {msg: "goes on with {{ _k3s_snapshot_here.stat.path }}"}
+    - ansible.builtin.debug: {msg: "goes on with {{ k3s_snapshot }}"}
 """
 
 
 def test_what_cannot_be_restored_is_told_while_the_cluster_still_runs(tmp_path: Path) -> None:
     """Before this was asked, a misspelt name cost the data of all servers but one."""
-    (tmp_path / "snapshot").write_text("x")
+    page = b"x" * 512
+    (tmp_path / "snapshot").write_bytes(page + hashlib.sha256(page).digest())
+    (tmp_path / "cut").write_bytes(page)
     (tmp_path / "empty").touch()
     here = os.path.relpath(tmp_path / "snapshot", ROOT)
     cases = {
@@ -171,6 +193,7 @@ def test_what_cannot_be_restored_is_told_while_the_cluster_still_runs(tmp_path: 
         "relative": ("etc/passwd", "etcd", True, "There is no snapshot"),
         "folder": (tmp_path, "etcd", True, "is no snapshot"),
         "empty": (tmp_path / "empty", "etcd", True, "is no snapshot"),
+        "cut": (tmp_path / "cut", "etcd", True, "is not whole"),
         "sqlite": (here, "sqlite", True, "whose data are in SQLite"),
         "tokenless": (here, "", False, "this host has none. Give it as k3s_token"),
         "good": (here, "etcd", True, ""),
@@ -185,11 +208,59 @@ def test_what_cannot_be_restored_is_told_while_the_cluster_still_runs(tmp_path: 
     playbook.write_text(RESTORE)
     code, said = ansible(str(playbook), "-i", str(inventory))
     assert code != 0
-    assert f"goes on with {tmp_path / 'snapshot'}" in said, said[-3000:]
+    assert f"goes on with {here}" in said, said[-3000:]
     for name, (_path, _datastore, _token, says) in cases.items():
         failed = re.search(rf"fatal: \[{name}\]: FAILED! => .*?msg: (.*?)(?=fatal:|TASK|PLAY)", said)
         assert bool(failed) == bool(says), f"{name}: {said[-3000:]}"
         assert failed is None or (says in failed[1] and "Nothing was touched" in failed[1]), failed[1]
+
+
+UNDO = f"""
+- hosts: all
+  gather_facts: false
+  vars_files: ["{ROOT}/roles/k3s/vars/main.yml"]
+  vars: {{_k3s_survey: {{survey: {{k3s: {{datastore: "{{{{ before }}}}"}}}}}}}}
+  tasks:
+    - ansible.builtin.find: {{paths: "{{{{ k3s_data_dir }}}}/server/db", patterns: etcd-old-*, file_type: directory}}
+      register: _k3s_aside_before
+    - block:
+        - name: Restore
+          ansible.builtin.command: {{argv: [sh, -c, "cd $0/server/db; {{{{ does }}}}; echo level=fatal >&2; exit 1", "{{{{ k3s_data_dir }}}}"]}}
+      rescue:
+        - ansible.builtin.include_tasks: "{ROOT}/roles/k3s/tasks/_restore_undo.yml"
+"""
+
+
+def test_a_restore_that_fails_leaves_the_first_server_its_data(tmp_path: Path) -> None:
+    """k3s puts them aside before it reads the snapshot; with none there, its next start would found an empty cluster."""
+    cases = {
+        "moved": ("etcd", "mv etcd etcd-old-2; mkdir etcd; echo half >etcd/data"),
+        "gone": ("etcd", "mv etcd etcd-old-2"),
+        "untouched": ("etcd", "true"),
+        "bare": ("", "mkdir etcd; echo half >etcd/data"),
+    }
+    hosts = {}
+    for name, (before, does) in cases.items():
+        data = tmp_path / name / "server" / "db"
+        (data / "etcd-old-1").mkdir(parents=True)
+        if before:
+            (data / "etcd").mkdir()
+            (data / "etcd" / "data").write_text("all")
+        (data.parent / "token-before-restore").write_text("token")
+        hosts[name] = {"k3s_data_dir": str(tmp_path / name), "before": before, "does": does, "ansible_connection": "local",
+                       "ansible_python_interpreter": sys.executable}  # fmt: skip
+    inventory, playbook = tmp_path / "hosts.json", tmp_path / "play.yml"
+    inventory.write_text(json.dumps({"all": {"hosts": hosts}}))
+    playbook.write_text(UNDO)
+    (tmp_path / "templates").symlink_to(ROOT / "roles/k3s/templates")
+    code, said = ansible(str(playbook), "-i", str(inventory))
+    assert code != 0
+    for name, (before, _does) in cases.items():
+        data = tmp_path / name / "server" / "db"
+        assert sorted(path.name for path in data.iterdir()) == (["etcd"] if before else []) + ["etcd-old-1"], f"{name}: {said[-3000:]}"
+        assert not before or (data / "etcd" / "data").read_text() == "all", name
+        assert (data.parent / "token").read_text() == "token"
+        assert f"not restored (restore). {name} has the data that it had before" in " ".join(said.split()), said[-3000:]
 
 
 def test_a_restore_that_fails_leaves_the_other_servers_their_data() -> None:
