@@ -198,6 +198,33 @@ def test_an_earlier_look_with_a_hash_answers_one_who_wants_it() -> None:
     assert _plan.known_already(without, asked, 1010) is None
 
 
+BACK = """
+- hosts: localhost
+  connection: local
+  gather_facts: false
+  vars_files: [{role}/defaults/main.yml, {role}/vars/main.yml]
+  tasks:
+    - ansible.builtin.debug: {{msg: "alone={{{{ _host_is_back }}}}."}}
+    - ansible.builtin.debug: {{msg: "{{{{ item.kind }}}}-{{{{ item.active }}}}={{{{ _host_is_back }}}}."}}
+      vars: {{_preflight_survey: {{survey: {{k3s: "{{{{ item }}}}"}}}}}}
+      loop: [{{kind: server, active: true}}, {{kind: server, active: false}}, {{kind: agent, active: true}}, {{kind: "", active: false}}]
+"""
+
+
+def test_servers_reboot_one_after_another_and_each_is_back_when_its_cluster_is(tmp_path: Path) -> None:
+    role = ROOT / "roles" / "host"
+    [reboot] = [task for task in yaml.safe_load((role / "tasks" / "_reboot.yml").read_text()) if "ansible.builtin.reboot" in task]
+    assert reboot["throttle"] == 1
+    assert reboot["ansible.builtin.reboot"]["test_command"] == "{{ _host_is_back }}"
+    playbook = tmp_path / "play.yml"
+    playbook.write_text(BACK.format(role=role))
+    code, said = ansible(str(playbook))
+    assert code == 0, said
+    for says in ("alone=whoami.", "server-True=/usr/local/bin/k3s kubectl get --raw /readyz.", "server-False=whoami.",
+                 "agent-True=systemctl is-active k3s-agent.", "-False=whoami."):  # fmt: skip
+        assert says in said, said
+
+
 SWITCHES = """
 - hosts: localhost
   connection: local
