@@ -610,6 +610,29 @@ def test_marks_inside_a_line(tab: Tab, demo: str) -> None:
     expect(body).to_contain_text("*not * this")
 
 
+def test_an_address_in_an_answer_is_a_link_without_what_ends_the_sentence(tab: Tab, demo: str) -> None:
+    page = tab.page
+    said = {
+        "See https://w.test/a?b=c&d=1#e.": "https://w.test/a?b=c&d=1#e",
+        "(https://w.test/in_brackets), ": "https://w.test/in_brackets",
+        "https://w.test/Foo_(bar)!": "https://w.test/Foo_(bar)",
+        "<https://w.test/enclosed>": "https://w.test/enclosed",
+        "**https://w.test/bold**": "https://w.test/bold",
+        "[https://w.test/shown](https://w.test/meant)": "https://w.test/meant",
+        "[https://w.test/square]": "https://w.test/square",
+        "https:// or `https://w.test/code` or javascript:alert(1) or https://...": None,
+    }
+    body = show_answer(page, demo, "\n\n".join(said))
+    links = body.locator("a")
+    assert links.evaluate_all("all => all.map(it => it.href)") == [address for address in said.values() if address]
+    assert links.nth(5).inner_text() == "https://w.test/shown"
+    expect(body.locator("p").nth(0)).to_have_text("See https://w.test/a?b=c&d=1#e.")
+    expect(body.locator("p").nth(1)).to_have_text("(https://w.test/in_brackets),")
+    expect(body.locator("p").nth(3)).to_have_text("https://w.test/enclosed")
+    for attribute, value in (("target", "_blank"), ("rel", "noopener noreferrer")):
+        assert links.evaluate_all("(all, name) => all.map(it => it.getAttribute(name))", attribute) == [value] * links.count()
+
+
 def test_the_question_for_a_token_can_be_left_and_come_back_to(tab: Tab, demo: str) -> None:
     page = tab.page
     address, _, token = demo.partition("#token=")

@@ -184,7 +184,9 @@ function renderTable([head = "", , ...rows]) {
 
 // Without lookbehind: in Safari before 16.4 it is an error of syntax, and the whole page would not start.
 const INLINE =
-  /`([^`]+)`|\*\*(?=\S)(.*?\S)\*\*|\[([^\]]+)\]\((https?:\/\/(?:[^\s()]|\([^\s()]*\))+)\)|(^|[^\w*])\*(?=[^\s*])(.*?[^\s*])\*(?![\w*])/s;
+  /`([^`]+)`|\*\*(?=\S)(.*?\S)\*\*|\[([^\]]+)\]\((https?:\/\/(?:[^\s()]|\([^\s()]*\))+)\)|<(https?:\/\/[^\s<>]+)>|(https?:\/\/(?=[\w\u0080-\uffff])(?:[^\s()<>[\]*"`]|\([^\s()<>*"`]*\))+)|(^|[^\w*])\*(?=[^\s*])(.*?[^\s*])\*(?![\w*])/s;
+// What ends a sentence, not the address in it.
+const BEHIND = /[.,;:!?'_~\u2026\u201d\u2019\u00bb\u3002\uff0c]+$/;
 
 /**
  * Append `text` with code, bold, italics and links to `element`.
@@ -198,7 +200,8 @@ function fill(element, text) {
   let rest = text;
   for (let match = INLINE.exec(rest); match; match = INLINE.exec(rest)) {
     appendLines(element, rest.slice(0, match.index));
-    const [whole, code, bold, label, address, before, italic] = match;
+    const [, code, bold, label, address, enclosed, bare, before, italic] = match;
+    let [whole] = match;
     if (code !== undefined) {
       const node = make("code");
       node.textContent = code;
@@ -209,17 +212,30 @@ function fill(element, text) {
       appendLines(element, before ?? "");
       element.append(fill(make("em"), italic));
     } else if (label !== undefined && address !== undefined) {
-      const link = document.createElement("a");
-      link.textContent = label;
-      link.href = address;
-      link.target = "_blank";
-      link.rel = "noopener noreferrer";
-      element.append(link);
+      element.append(makeLink(label, address));
+    } else if (enclosed !== undefined) {
+      element.append(makeLink(enclosed, enclosed));
+    } else if (bare !== undefined) {
+      whole = bare.replace(BEHIND, "");
+      element.append(makeLink(whole, whole));
     }
     rest = rest.slice(match.index + whole.length);
   }
   appendLines(element, rest);
   return element;
+}
+
+/**
+ * @param {string} label
+ * @param {string} address
+ */
+function makeLink(label, address) {
+  const link = document.createElement("a");
+  link.textContent = label;
+  link.href = address;
+  link.target = "_blank";
+  link.rel = "noopener noreferrer";
+  return link;
 }
 
 /**
