@@ -198,13 +198,14 @@ def test_an_earlier_look_with_a_hash_answers_one_who_wants_it() -> None:
     assert _plan.known_already(without, asked, 1010) is None
 
 
-BACK = """
+WITH_THE_ROLE = """
 - hosts: localhost
   connection: local
   gather_facts: false
   vars_files: [{role}/defaults/main.yml, {role}/vars/main.yml]
   tasks:
-    - ansible.builtin.debug: {{msg: "alone={{{{ _host_is_back }}}}."}}
+"""
+BACK = WITH_THE_ROLE + """    - ansible.builtin.debug: {{msg: "alone={{{{ _host_is_back }}}}."}}
     - ansible.builtin.debug: {{msg: "{{{{ item.kind }}}}-{{{{ item.active }}}}={{{{ _host_is_back }}}}."}}
       vars: {{_preflight_survey: {{survey: {{k3s: "{{{{ item }}}}"}}}}}}
       loop: [{{kind: server, active: true}}, {{kind: server, active: false}}, {{kind: agent, active: true}}, {{kind: "", active: false}}]
@@ -225,13 +226,7 @@ def test_servers_reboot_one_after_another_and_each_is_back_when_its_cluster_is(t
         assert says in said, said
 
 
-SWITCHES = """
-- hosts: localhost
-  connection: local
-  gather_facts: false
-  vars_files: [{role}/defaults/main.yml, {role}/vars/main.yml]
-  tasks:
-    - ansible.builtin.debug:
+SWITCHES = WITH_THE_ROLE + """    - ansible.builtin.debug:
         msg: "refused={{{{ {refused} }}}} packages={{{{ _host_packages | join('+') }}}}"
 """
 
