@@ -55,6 +55,27 @@ def pair(cluster: FakeCluster, key: tuple[str, str, str]) -> Pair:
     return found
 
 
+def test_of_two_runs_at_the_same_moment_one_makes_the_authority(
+    cluster: FakeCluster, make: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the file that people install could be of the authority that was written over."""
+    other = _certificates.new_authority(NOW, "Hearth at home")
+    create = cluster.create
+
+    def beaten(wanted: dict[str, Any]) -> dict[str, Any]:
+        monkeypatch.setattr(cluster, "create", create)
+        create(own_certificate.definition(CA[2], CA[1], other))
+        return create(wanted)
+
+    monkeypatch.setattr(cluster, "create", beaten)
+    result = make()
+    assert not result.get("failed"), result
+    assert [line.partition(" for ")[0] for line in result["made"]] == ["the certificate", f"the file {tmp_path / 'ca.crt'}"]
+    assert pair(cluster, CA) == other
+    assert (tmp_path / "ca.crt").read_text() == other.certificate
+    assert _certificates.unfit(pair(cluster, LEAF), other, HOSTS, datetime.datetime.now(datetime.UTC)) is None
+
+
 def test_a_browser_that_knows_the_authority_takes_the_certificate() -> None:
     """With the checks of OpenSSL: chain, purpose and name."""
     authority = _certificates.new_authority(NOW, "Hearth at home")
@@ -112,7 +133,7 @@ def test_when_a_certificate_is_made_anew(change: Callable[..., Any], reason: str
 
 def test_both_are_made_once_and_kept(cluster: FakeCluster, make: Run, tmp_path: Path) -> None:
     first = make()
-    assert first["changed"] and cluster.writes == ["apply Secret own-ca", "apply Secret own-certificate"]
+    assert first["changed"] and cluster.writes == ["create Secret own-ca", "apply Secret own-certificate"]
     assert (tmp_path / "ca.crt").read_text() == pair(cluster, CA).certificate
     assert first["ca_fingerprint"] == _certificates.fingerprint(pair(cluster, CA).certificate)
     again = make()
