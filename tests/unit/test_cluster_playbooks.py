@@ -225,7 +225,8 @@ UNDO = f"""
       register: _k3s_aside_before
     - block:
         - name: Restore
-          ansible.builtin.command: {{argv: [sh, -c, "cd $0/server/db; {{{{ does }}}}; echo level=fatal >&2; exit 1", "{{{{ k3s_data_dir }}}}"]}}
+          ansible.builtin.command:
+            argv: [sh, -c, "cd $0/server/db; {{{{ does }}}}; echo level=fatal >&2; exit 1", "{{{{ k3s_data_dir }}}}"]
       rescue:
         - ansible.builtin.include_tasks: "{ROOT}/roles/k3s/tasks/_restore_undo.yml"
 """
