@@ -186,7 +186,7 @@ function renderTable([head = "", , ...rows]) {
 const INLINE =
   /`([^`]+)`|\*\*(?=\S)(.*?\S)\*\*|\[([^\]]+)\]\((https?:\/\/(?:[^\s()]|\([^\s()]*\))+)\)|<(https?:\/\/[^\s<>]+)>|(https?:\/\/(?=[\w\u0080-\uffff])(?:[^\s()<>[\]*"`]|\([^\s()<>*"`]*\))+)|(^|[^\w*])\*(?=[^\s*])(.*?[^\s*])\*(?![\w*])/s;
 // What ends a sentence, not the address in it.
-const BEHIND = /[.,;:!?'_~\u2026\u201d\u2019\u00bb\u3002\uff0c]+$/;
+const BEHIND = ".,;:!?'_~\u2026\u201d\u2019\u00bb\u3002\uff0c";
 
 /**
  * Append `text` with code, bold, italics and links to `element`.
@@ -216,7 +216,9 @@ function fill(element, text) {
     } else if (enclosed !== undefined) {
       element.append(makeLink(enclosed, enclosed));
     } else if (bare !== undefined) {
-      whole = bare.replace(BEHIND, "");
+      let end = bare.length;
+      while (BEHIND.includes(bare.charAt(end - 1))) end--;
+      whole = bare.slice(0, end);
       element.append(makeLink(whole, whole));
     }
     rest = rest.slice(match.index + whole.length);
