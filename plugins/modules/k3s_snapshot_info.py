@@ -64,7 +64,7 @@ from typing import IO
 
 from ansible.module_utils.basic import AnsibleModule
 
-# etcd writes pages of 512 bytes or a multiple, and behind them their SHA-256.
+# etcd writes pages of 512 bytes or a multiple, and behind them their SHA-256 (etcdutl, snapshot/v3_snapshot.go, hasChecksum).
 PAGE = 512
 HASH = hashlib.sha256().digest_size
 AT_ONCE = 1 << 20

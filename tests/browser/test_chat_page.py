@@ -247,8 +247,15 @@ def test_screens(screen: tuple[Tab, str], demo: str) -> None:
     ask(page, "What can you do? And a-very-long-word-that-does-not-fit-" + "x" * 80)
     wait_until_answered(page)
     shot(page, f"{name}-answer")
-    assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, "the page scrolls sideways"
+    size = page.viewport_size
+    assert size and page.evaluate("document.documentElement.scrollWidth") <= size["width"], "the page scrolls sideways"
     assert page.evaluate("scroller.scrollWidth - scroller.clientWidth") == 0, "the conversation scrolls sideways"
+    # Wide enough, and the list of models too: `unreadable` looks at the height of buttons.
+    small = page.evaluate(
+        """() => [...document.querySelectorAll('header button:not([hidden]), .composer button.send, select')]
+           .filter(it => it.offsetWidth < 40 || it.offsetHeight < 40).map(it => it.id)"""
+    )
+    assert small == [], f"too small for a thumb: {small}"
     page.click("#privacy-open")
     expect(page.locator("#privacy")).to_be_visible()
     shot(page, f"{name}-privacy")
