@@ -31,7 +31,9 @@ options:
       - V(rotated) makes a new value, and keeps the former one valid beside it until it is V(settled).
       - V(settled) ends a rotation. The former value is refused from then on. Fails when a consumer's Secret still holds
         another value than the newest.
-      - V(absent) removes the token, then the consumers' Secrets, also those that O(consumers) does not name.
+      - V(absent) removes the token, then the consumers' Secrets, also those that O(consumers) does not name. While the house is
+        locked down it takes it out of what was put aside, so that lifting the lockdown does not bring it back; the other states
+        fail then.
     type: str
     choices: [present, rotated, settled, absent]
     default: present
@@ -191,7 +193,7 @@ from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     hurry,
     until_undisturbed,
 )
-from ansible_collections.homelab.hearth.plugins.module_utils._lock import locked_since
+from ansible_collections.homelab.hearth.plugins.module_utils._lock import ASIDE, locked_since
 from ansible_collections.homelab.hearth.plugins.module_utils._objects import fingerprint, title
 from ansible_collections.homelab.hearth.plugins.module_utils._people import Gateway, PeopleError
 from ansible_collections.homelab.hearth.plugins.module_utils._sentence import sentence
@@ -299,13 +301,17 @@ class Run:
                 self._hide(encoded)
         return found
 
+    def _mine(self, data: Data) -> dict[str, str]:
+        """Both values of the token, also where a lockdown has put them aside."""
+        return {**entries(data, self.name), **entries(data, ASIDE + self.name)}
+
     def _wanted(self, data: Data) -> dict[str, str]:
         """What the gateway's Secret shall hold."""
         change: dict[str, Callable[[], dict[str, str]]] = {
             "present": lambda: with_token(data, self.name, self.new),
             "rotated": lambda: with_rotation(data, self.name, self.new),
             "settled": lambda: with_rotation_settled(data, self.name),
-            "absent": lambda: without_token(data, self.name),
+            "absent": lambda: without_token(without_token(data, self.name), ASIDE + self.name),
         }
         return change[self.params["state"]]()
 
@@ -328,14 +334,14 @@ class Run:
         """Write the gateway's Secret if it is to change; returns its data."""
         namespace, name = self.params["namespace"], self.params["secret"]
         data = (existing or {}).get("data") or {}
-        if locked_since(existing):
+        if locked_since(existing) and self.params["state"] != "absent":
             raise TokenError(
                 f"the house is locked down since {locked_since(existing)}, so its tokens stand aside: run lockdown.yml -e lifted=true first"
             )
         wanted = self._wanted(data)
         if wanted != data:
             self._write(existing, namespace, name, wanted, LABELS)
-            self.changes.note(f"Secret {namespace}/{name}", self._view(entries(data, self.name)), self._view(entries(wanted, self.name)))
+            self.changes.note(f"Secret {namespace}/{name}", self._view(self._mine(data)), self._view(self._mine(wanted)))
         self._hurry(namespace, name)
         return wanted
 
@@ -378,7 +384,7 @@ class Run:
         consumers = self._consumers()
         existing = self.cluster.get("v1", "Secret", self.params["secret"], self.params["namespace"])
         before = (existing or {}).get("data") or {}
-        for encoded in entries(before, self.name).values():
+        for encoded in self._mine(before).values():
             self._hide(encoded)
         if state == "settled":
             self._require_delivered(consumers, before)

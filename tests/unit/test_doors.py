@@ -201,12 +201,27 @@ def test_people_can_be_removed_and_added_and_nobody_gets_in_by_that(house: FakeG
 def test_no_token_is_made_in_the_place_of_those_aside(house: FakeGateway, run_module: Run) -> None:
     run_module(lockdown.main)
     before = data(house, TOKENS)
-    for state in ("present", "rotated", "settled", "absent"):
+    for state in ("present", "rotated", "settled"):
         assert "The house is locked down since" in run_module(gateway_token.main, name="proxy", state=state)["msg"]
     secret = {"name": "gateway-tokens", "namespace": "hearth", "generated": ["operator", "proxy"]}
     result = run_module(manifests.main, component="gateway", definitions=[], secrets=[secret])
     assert "The house is locked down since" in result["msg"] and "lockdown.yml -e lifted=true" in result["msg"]
     assert data(house, TOKENS) == before
+
+
+@pytest.mark.parametrize("rotating", [False, True])
+def test_a_token_that_leaked_can_be_removed_while_all_is_shut_and_does_not_come_back(
+    house: FakeGateway, run_module: Run, rotating: bool
+) -> None:
+    if rotating:
+        run_module(gateway_token.main, name="proxy", state="rotated")
+    run_module(lockdown.main)
+    assert run_module(gateway_token.main, name="proxy", state="absent", check=True)["changed"]
+    result = run_module(gateway_token.main, name="proxy", state="absent", wait_s=0.05, diff=True)
+    assert result["changed"] and PROXY not in str(result)
+    assert not run_module(gateway_token.main, name="proxy", state="absent")["changed"]
+    assert run_module(lockdown.main, state="lifted")["tokens"] == ["operator"]
+    assert not any(name.startswith("proxy") for name in data(house, TOKENS))
 
 
 # --- tokens that have arrived
