@@ -85,7 +85,7 @@ test-vm-arm64: setup ## The same without k3s on an emulated arm64 machine (root;
 bench: setup ## Bare host to first answer, and a rerun (SERVERS=3)
 	@.venv/bin/python tests/bench/run.py --servers $(or $(SERVERS),1)
 
-bench-gateway: setup ## The gateway beside nginx and LiteLLM (ROUNDS=2 ONLY=plain COMPARE=revision)
+bench-gateway: setup ## The gateway beside nginx, its bare parts and LiteLLM (ROUNDS=2 ONLY=plain COMPARE=revision)
 	@.venv/bin/python tests/bench/gateway/run.py --rounds $(or $(ROUNDS),2) $(if $(ONLY),--only $(ONLY)) $(if $(COMPARE),--compare $(COMPARE))
 
 docs: setup ## Generate docs/variables.md and the contract files

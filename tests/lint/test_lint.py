@@ -37,7 +37,8 @@ def test_ruff() -> None:
 
 
 # What imports the gateway's package and its test support is checked beside them.
-GATEWAY_TESTS = ("files/gateway/", "tests/gateway/", "tests/browser/", "tests/contract/", "tests/cluster/access/")
+FLOOR = "tests/bench/gateway/floor.py"
+GATEWAY_TESTS = ("files/gateway/", "tests/gateway/", "tests/browser/", "tests/contract/", "tests/cluster/access/", FLOOR)
 
 
 def test_mypy_strict(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -53,7 +54,7 @@ def test_mypy_strict_gateway() -> None:
 def test_mypy_strict_gateway_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     # Each folder's tests import their support modules by their plain name.
     monkeypatch.setenv("MYPYPATH", "files/gateway/src:tests/gateway")
-    run("mypy", *tracked("tests/gateway/*.py", "tests/browser/*.py"))
+    run("mypy", *tracked("tests/gateway/*.py", "tests/browser/*.py", FLOOR))
     monkeypatch.setenv("MYPYPATH", "files/gateway/src:tests/gateway:tests/contract")
     run("mypy", *tracked("tests/contract/*.py", "tests/cluster/access/*.py"))
 

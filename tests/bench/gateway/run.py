@@ -1,6 +1,6 @@
-"""Compare the gateway with nothing between, nginx and LiteLLM in one interleaved run. See docs/performance.md.
+"""Compare the gateway with nothing between, nginx, its own parts and LiteLLM in one interleaved run. See docs/performance.md.
 
-    python tests/bench/gateway/run.py [--rounds N] [--quick] [--only WHAT ...] [--compare REVISION]
+    python tests/bench/gateway/run.py [--rounds N] [--quick] [--only WHAT ...] [--targets PEER ...] [--compare REVISION]
 
 Writes build/reports/bench-gateway.md and prints it. `--compare` adds the gateway of another git revision, for the
 ratio before and after a change. Exit status 1 when a goal is missed or an answer was wrong.
@@ -26,6 +26,7 @@ from tests.bench.gateway.targets import (
     gateway_config,
     prepare,
     start_direct,
+    start_floor,
     start_gateway,
     start_litellm,
     start_nginx,
@@ -35,7 +36,10 @@ from tests.bench.gateway.windows import Load, Results, run_rounds, warm_up
 
 SOURCE = ROOT / "files" / "gateway" / "src"
 PARTS = ("plain", "translated", "streams", "faults")
+PEERS = ("nginx", "floor", "litellm", "gateway")
 LITELLMS = frozenset({"LiteLLM", "LiteLLM + Prometheus"})
+# It answers one kind of request, and holds no streams.
+FLOOR = frozenset({"floor"})
 
 PLAIN = Scenario("plain", "mock")
 DELAYED = Scenario("delayed", "mock+delay_ms=100")
@@ -57,7 +61,7 @@ def loads(parts: list[str], quick: bool) -> list[Load]:
     found: list[Load] = []
     seconds = ("-seconds", "1" if quick else "2")
     # LiteLLM answers too slowly for many connections to show anything but its queue.
-    slow = LITELLMS
+    slow = LITELLMS | FLOOR
     if "plain" in parts:
         for connections in (1, 16, 64):
             skip = slow if connections == 64 else frozenset()
@@ -65,10 +69,10 @@ def loads(parts: list[str], quick: bool) -> list[Load]:
         found.append(Load("d100", "closed", DELAYED, ("-c", "64", *seconds), slow))
     if "translated" in parts:
         for connections in (1, 64):
-            skip = (slow if connections == 64 else frozenset()) | {"nginx"}
+            skip = (slow if connections == 64 else FLOOR) | {"nginx"}
             found.append(Load(f"a-c{connections}", "closed", TRANSLATED, ("-c", str(connections), *seconds), skip))
     if "streams" in parts:
-        found.append(stream_load("20x20", 20, 20, frozenset({"LiteLLM"})))
+        found.append(stream_load("20x20", 20, 20, FLOOR | {"LiteLLM"}))
         found.append(stream_load("500x20", 500, 20, slow))
         if not quick:
             found.append(stream_load("1000x10", 1000, 10, slow))
@@ -80,7 +84,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="short windows, no 1000 streams")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--targets", nargs="+", choices=("nginx", "litellm", "gateway"), default=["nginx", "litellm", "gateway"])
+    parser.add_argument("--targets", nargs="+", choices=PEERS, default=list(PEERS))
     parser.add_argument("--compare", metavar="REVISION", help="also measure the gateway of this git revision")
     asked = parser.parse_args()
     try:
@@ -108,6 +112,8 @@ def bench(asked: argparse.Namespace) -> int:
         vendor = targets[0].urls["anthropic"].removesuffix("/v1/messages")
         if "nginx" in asked.targets:
             add(start_nginx(tools, vendor, work / "nginx"))
+        if "floor" in asked.targets and "plain" in asked.only:
+            add(start_floor(vendor, SOURCE, work / "floor"))
         if "gateway" in asked.targets:
             add(start_gateway(gateway_config(vendor, scenarios, work / "gateway"), SOURCE, work / "gateway"))
         if asked.compare:

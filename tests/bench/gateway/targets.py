@@ -281,6 +281,22 @@ def start_gateway(config: dict[str, object], source: Path, work: Path, name: str
     return Target(name, process, {"openai": chat, "anthropic": chat}, _revision(source), headers, people=PEOPLE, log=log)
 
 
+def start_floor(vendor: str, source: Path, work: Path) -> Target:
+    """See floor.py. ``source`` is the gateway's package, whose server it uses."""
+    work.mkdir()
+    program = Path(__file__).with_name("floor.py")
+    command = pinned(GATEWAY_CORE, sys.executable, program, f"{vendor}/v1/chat/completions", work / "floor.db")
+    log = work / "floor.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=python_environment(source))
+    assert process.stdout is not None
+    found = re.search(rb"http://\S+", process.stdout.readline())
+    if not found:
+        raise BenchError(f"the floor did not start: {log.read_text()[-3000:]}")
+    chat = f"{found[0].decode()}/v1/chat/completions"
+    return Target("floor", process, {"openai": chat, "anthropic": chat}, _revision(source), log=log)
+
+
 def _started(process: subprocess.Popen[bytes], log: Path) -> dict[str, str]:
     for _ in range(300):
         for line in log.read_text().splitlines():

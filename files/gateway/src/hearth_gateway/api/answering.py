@@ -105,7 +105,9 @@ class Answering:
             if not exchange.request.stream:
                 return _whole(exchange, wire, presence)
             ready = exchange.wait_for_content(self._server.headers_after_s, presence.check)
-            return HearthResponse(_Stream(exchange, wire, self._log), 200, _headers(exchange, ready) | _STREAM_HEADERS)
+            headers = _headers(exchange, ready) | _STREAM_HEADERS
+            # Its pieces are bytes, and it has a `close`: Werkzeug need not look at each.
+            return HearthResponse(_Stream(exchange, wire, self._log), 200, headers, direct_passthrough=True)
         except GatewayError as error:
             error.headers = _headers(exchange, exchange.attempts > 0) | error.headers
             exchange.close()
