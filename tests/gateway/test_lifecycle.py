@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import resource
+import shutil
 import signal
 import socket
 import subprocess
@@ -79,14 +80,33 @@ def test_sigterm_finishes_open_streams_and_refuses_new_ones(own: Make, second_ve
     assert gateway.events("stopped")[0]["queued"] == 0
 
 
-def test_a_signal_counts_whichever_thread_takes_it(own: Make) -> None:
-    """The kernel chooses the thread. Python's handlers run in the main one only, and that one waits for a lock."""
-    gateway = own()
+def started_with(own: Make, number: signal.Signals, handler: signal.Handlers) -> Gateway:
+    """A process takes over what its parent ignores: tests may run under nohup, too."""
+    before = signal.signal(number, handler)
+    try:
+        gateway = own()
+    finally:
+        signal.signal(number, before)
     gateway.client().models.list()
+    return gateway
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_counts_whichever_thread_takes_it(own: Make, number: signal.Signals) -> None:
+    """The kernel chooses the thread. Python's handlers run in the main one only, and that one waits for a lock."""
+    gateway = started_with(own, number, signal.SIG_DFL)
     threads = sorted(int(thread.name) for thread in Path(f"/proc/{gateway.process.pid}/task").iterdir())
     assert threads[0] == gateway.process.pid and len(threads) > 5
-    os.kill(threads[-1], signal.SIGTERM)  # kill(2) with a thread's number: the process is meant, that thread is asked first
+    os.kill(threads[-1], number)  # kill(2) with a thread's number: the process is meant, that thread is asked first
     assert gateway.process.wait(10) == 0
+
+
+def test_under_nohup_it_stays_when_the_terminal_is_closed(own: Make) -> None:
+    gateway = started_with(own, signal.SIGHUP, signal.SIG_IGN)
+    gateway.process.send_signal(signal.SIGHUP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        gateway.process.wait(1)
+    assert status(gateway, "/readyz") == 200
 
 
 @pytest.mark.parametrize("model", ["x-slow", "y-slow", "f-slow"])
@@ -170,6 +190,28 @@ def test_a_full_disk_is_told_and_nothing_is_lost(own: Make, vendor: Mock) -> Non
     wait_for(lambda: status(gateway, "/readyz") == 200, "readiness")
     assert client.chat.completions.create(model="sonnet", messages=HELLO).choices
     assert gateway.terminate() == 0
+
+
+def test_a_database_that_is_replaced_under_the_service_is_told(own: Make) -> None:
+    gateway = own()
+    assert status(gateway, "/readyz") == 200
+    file = gateway.database
+    shutil.copy(file, file.with_name("restored"))
+    file.with_name("restored").rename(file)
+    wait_for(lambda: status(gateway, "/readyz") == 503, "readiness to drop")
+
+
+def test_a_machine_that_forbids_core_dumps_altogether_is_no_obstacle() -> None:
+    """Nobody but root with all capabilities may raise the limit from 0 again."""
+    code = (
+        "import resource, os; resource.setrlimit(resource.RLIMIT_CORE, (0, 0)); import hearth_gateway.server as server;"
+        "server._forbid_core_dumps(); print(resource.getrlimit(resource.RLIMIT_CORE))"
+    )
+    powerless = ["setpriv", "--bounding-set=-all", "--inh-caps=-all", "--ambient-caps=-all"] if os.geteuid() == 0 else []
+    done = subprocess.run(
+        [*powerless, sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": str(SOURCE)}, capture_output=True, text=True, check=False
+    )
+    assert (done.stdout.strip(), done.returncode) == ("(0, 0)", 0), done.stderr
 
 
 # --- tokens ------------------------------------------------------------------------------------

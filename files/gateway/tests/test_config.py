@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +13,10 @@ import jsonschema
 import pytest
 import yaml
 
+from hearth_gateway.app import create_app
 from hearth_gateway.cli import main
 from hearth_gateway.config import ConfigError, check_files, json_schema, parse_bind, parse_config
+from hearth_gateway.secrets import SecretError
 
 GOOD = """
 server: {bind: 127.0.0.1:8080, metrics_bind: 127.0.0.1:9090}
@@ -23,6 +29,7 @@ models:
   sonnet: [{provider: anthropic, model: claude-sonnet-4-5-20250929}, {provider: demo, model: demo}]
 timeouts: {connect_s: 5, first_token_s: 30, idle_s: 60, total_s: 600}
 """
+DEMO = "providers: [{name: demo, kind: demo}]\nmodels: {demo: [{provider: demo, model: demo}]}\n"
 
 
 def problems(text: str) -> list[str]:
@@ -119,6 +126,22 @@ def test_postgresql_by_host_and_by_socket(url: str) -> None:
          "database_password_file: is of no use with SQLite; remove it"),
         ("sqlite:////var/lib/hearth/hearth.db", "'sqlite://'",
          "database_url: must name a file, such as sqlite:////var/lib/hearth/hearth.db"),
+        ("sqlite:////var/lib/hearth/hearth.db", "sqlite:////var/lib/hearth/",
+         "database_url: must name a file, such as sqlite:////var/lib/hearth/hearth.db"),
+        ("sqlite:////var/lib/hearth/hearth.db", "sqlite://var/lib/hearth.db",
+         "database_url: must have three slashes before the path, so four if that begins with one: sqlite:////var/lib/hearth/hearth.db"),
+        ("sqlite:////var/lib/hearth/hearth.db", "sqlite:////x.db?timeout=abc",
+         "database_url: must end with the path of the file; remove the `?` and what follows it"),
+        ("sqlite:////var/lib/hearth/hearth.db", "sqlite:///file:x?mode=memory&uri=true",
+         "database_url: must end with the path of the file; remove the `?` and what follows it"),
+        ("sqlite:////var/lib/hearth/hearth.db", '"sqlite:////x\\0.db"',
+         "database_url: has unprintable characters in the path of the file; remove them or rename it"),
+        ("metrics_bind: 127.0.0.1:9090", "metrics_bind: gateway..lan:9090",
+         "server.metrics_bind: this is no name of a host; write one such as gateway.lan, or an address"),
+        ("metrics_bind: 127.0.0.1:9090", "metrics_bind: 'a b:1'",
+         "server.metrics_bind: this is no name of a host; write one such as gateway.lan, or an address"),
+        ("metrics_bind: 127.0.0.1:9090", "metrics_bind: '[]:1'",
+         "server.metrics_bind: this is no name of a host; write one such as gateway.lan, or an address"),
         ("sqlite:////var/lib/hearth/hearth.db", "hearth.db",
          "database_url: must look like sqlite:////var/lib/hearth/hearth.db or postgresql://hearth@db:5432/hearth"),
         ("https://api.anthropic.com,", "https://api.anthropic.com/v1/,",
@@ -199,6 +222,7 @@ NOT_TO_BE_BUILT = {
     "prices: [{date: !!timestamp soon}]": _DATE.format("'soon'"),
     "breaker: &b {failures: 3}\nlimits: {person: {<<: *b}}": "line 11, column 19: this is not valid YAML: merge keys (<<) are not "
     "supported; write the keys out, or use an alias (*name) for a whole value",
+    '"\\ud800": 1': "line 10, column 1: this is not valid YAML: an escape such as \\ud83d is half a character; write the character itself",
     f"breaker: {'[' * 3000}{']' * 3000}": "this is nested too deeply to be a configuration",
 }
 
@@ -245,7 +269,7 @@ def test_what_is_hardly_meant_is_a_warning(files: Path, capsys: Any) -> None:
                     + "limits: {programs: {home-assitant: {tokens_per_day: 5}, home-assistant: {tokens_per_day: 5}}}\n")
     assert main(["check-config", "--files", str(file)]) == 0
     said = capsys.readouterr().err
-    assert f"warning: limits.programs.home-assitant: no token in {files}/tokens is called so; did you mean 'home-assistant'?" in said
+    assert "warning: limits.programs.home-assitant: no token in " in said
     assert "warning: prices[0].date: 2999-01-01 is in the future" in said
     assert "programs.home-assistant:" not in said
     assert main(["check-config", str(file)]) == 0
@@ -336,7 +360,9 @@ def test_the_schema_refuses_what_the_program_refuses() -> None:
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::]:8080", ("::", 8080)), ("0.0.0.0:0", ("0.0.0.0", 0))],
+    [("127.0.0.1:80", ("127.0.0.1", 80)), ("[::]:8080", ("::", 8080)), ("0.0.0.0:0", ("0.0.0.0", 0)),
+     ("gateway_1.lan.:80", ("gateway_1.lan.", 80)),
+     ("bücher.lan:80", ("bücher.lan", 80)), ("[fe80::1%eth0]:80", ("fe80::1%eth0", 80))],
 )
 def test_parse_bind(value: str, expected: tuple[str, int]) -> None:
     assert parse_bind(value) == expected
@@ -455,3 +481,170 @@ def test_the_key_of_the_pseudonyms(tmp_path: Path, content: str, problem: str) -
     text = "tokens: {dir: " + str(tmp_path) + "}\nproviders: [{name: demo, kind: demo}]\nmodels: {demo: [{provider: demo, model: demo}]}\n"
     found = check_files(parse_config(f"{text}pseudonym_key_file: {key}\n"))
     assert [str(item) for item in found] == ([f"pseudonym_key_file: {key} {problem}"] if problem else [])
+
+
+# --- tokens -----------------------------------------------------------------------------------
+
+
+def said_of_files(files: Path, capsys: Any, more: str = "") -> list[str]:
+    """The warnings of ``check-config --files``, which finds no problem."""
+    file = files / "config.yaml"
+    file.write_text(file.read_text() + more)
+    assert main(["check-config", "--files", str(file)]) == 0
+    said: list[str] = capsys.readouterr().err.splitlines()
+    return [line.removeprefix(f"hearth-gateway: {file}: warning: ") for line in said]
+
+
+def test_files_that_are_no_token_are_a_warning_each(files: Path, capsys: Any) -> None:
+    tokens = files / "tokens"
+    for name in ("good", "bak~"):
+        (tokens / name).write_text("x" * 40)
+    for name, content in (("short", "abc"), ("empty", ""), ("comma", "x" * 20 + ",y"), ("spaces", "x x" * 10)):
+        (tokens / name).write_text(content)
+    (tokens / "..data").mkdir()  # as Kubernetes mounts a Secret
+    (tokens / "dangling").symlink_to("nowhere")
+    (tokens / "folder").mkdir()
+    (tokens / "good.previous").write_text("")
+    assert said_of_files(files, capsys) == [
+        f"tokens.dir: {tokens}/{name}; it counts as no token"
+        for name in (
+            "bak~ has a name that no token can have (letters, digits, `.`, `_` and `-`, at most 63)",
+            "comma holds a comma, which separates two credentials in a header",
+            "dangling does not exist",
+            "empty is empty",
+            "folder is a directory, not a file",
+            "good.previous is empty",
+            "short is shorter than 16 characters",
+            "spaces holds spaces, line breaks or other characters that no key has",
+        )
+    ]
+
+
+def test_a_name_that_no_token_has_is_a_warning(files: Path, capsys: Any) -> None:
+    tokens = files / "tokens"
+    for name in ("signin", "home-assistant"):
+        (tokens / name).write_text(name[0] * 40)
+    (tokens / "rotated.previous").write_text("r" * 40)
+    (tokens / "bad").write_text("")
+    text = files / "config.yaml"
+    text.write_text(text.read_text().replace("tokens}", "tokens, proxy: [sign-in, signin], end_users: [zzzzz, rotated, bad]}"))
+    limits = "limits: {programs: {home-assitant: {tokens_per_day: 5}, home-assistant: {tokens_per_day: 5}}}\n"
+    assert said_of_files(files, capsys, limits) == [
+        f"tokens.dir: {tokens}/bad is empty; it counts as no token",
+        f"tokens.proxy[0]: no token in {tokens} is called 'sign-in'; did you mean 'signin'?",
+        f"tokens.end_users[0]: no token in {tokens} is called 'zzzzz'; known are home-assistant, rotated, signin",
+        f"limits.programs.home-assitant: no token in {tokens} is called 'home-assitant'; did you mean 'home-assistant'?",
+    ]
+
+
+def test_no_token_at_all_is_a_warning(files: Path, capsys: Any) -> None:
+    nobody = f"tokens.dir: no file in {files}/tokens is a valid token, so every request will be refused"
+    assert said_of_files(files, capsys) == [nobody]
+    (files / "tokens" / "one").write_text("x" * 40)
+    assert said_of_files(files, capsys) == []
+
+
+# --- files that cannot be looked at -----------------------------------------------------------
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Root may read everything, so for a moment this process is somebody else."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize(("where", "mode"), [("tokens", 0o000), ("tokens", 0o444), ("tokens", 0o111), ("", 0o000)])
+def test_a_token_directory_without_rights(where: str, mode: int, capsys: Any) -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own directories are closed to others
+        house = Path(name)
+        house.chmod(0o755)
+        (house / "run" / "tokens").mkdir(parents=True)
+        (house / "run" / "tokens" / "one").write_text("x" * 40)
+        file = house / "config.yaml"
+        file.write_text(f"tokens: {{dir: {house}/run/tokens}}\n{DEMO}")
+        closed = house / "run" / where
+        closed.chmod(mode)
+        try:
+            with without_rights():
+                for command in (["check-config", "--files"], ["serve", "--config"]):
+                    assert main([*command, str(file)]) == 2
+                    assert capsys.readouterr().err == (
+                        f"hearth-gateway: {file}: tokens.dir: {house}/run/tokens cannot be read: permission denied; "
+                        "let the user of the service list and enter it\n")  # fmt: skip
+        finally:
+            closed.chmod(0o755)
+
+
+SECRET_FILES = [
+    "tokens.dir", "database_password_file", "pseudonym_key_file", "privacy.operator_public_key_file",
+    "providers[0].api_key_file", "providers[0].ca_file",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/" + "x" * 300, '"/a\\0b"', '""', "/dev/null/x", "/proc/self/mem"])
+def test_what_no_file_or_directory_can_be_is_a_problem(path: str) -> None:
+    text = changed("tokens: {dir: /run/hearth/tokens}", f"tokens: {{dir: {path}}}")
+    text = text.replace("sqlite:////var/lib/hearth/hearth.db", f"postgresql://h@db/h\ndatabase_password_file: {path}")
+    text = text.replace("/run/hearth/keys/anthropic", f"{path}, ca_file: {path}")
+    found = check_files(parse_config(f"{text}pseudonym_key_file: {path}\nprivacy: {{operator_public_key_file: {path}}}\n"))
+    assert [item.path for item in found] == SECRET_FILES
+
+
+# --- secrets that are not where they belong ---------------------------------------------------
+
+PASTED = "sk-ant-api03-pasted/0123456789"
+
+
+@pytest.mark.parametrize(
+    ("key", "content", "problem"),
+    [
+        ("database_password_file", None, "does not exist"),
+        ("pseudonym_key_file", None, "does not exist"),
+        ("pseudonym_key_file", "k" * 15, "is shorter than 16 characters"),
+    ],
+)
+def test_who_starts_with_a_missing_file_is_told_which(tmp_path: Path, capsys: Any, key: str, content: str | None, problem: str) -> None:
+    secret, file = tmp_path / "secret", tmp_path / "config.yaml"
+    if content is not None:
+        secret.write_text(content)
+    url = f"sqlite:///{tmp_path}/hearth.db" if key.startswith("pseudonym") else "postgresql://h@127.0.0.1:1/h"
+    text = f"database_url: {url}\ntokens: {{dir: {tmp_path}}}\n{DEMO}{key}: "
+    file.write_text(text + str(secret))
+    assert main(["person", "list", "--config", str(file)]) == 1
+    assert capsys.readouterr().err == f"hearth-gateway: {key}: {secret} {problem}\n"
+    with pytest.raises(SecretError, match=f"^{key}: {secret} {problem}$"):
+        create_app(parse_config(file.read_text()))
+    capsys.readouterr()
+    file.write_text(text + PASTED)
+    assert main(["person", "list", "--config", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert PASTED not in said and said.startswith(f"hearth-gateway: {key}: what stands there (not shown: ")
+
+
+def test_a_secret_where_its_path_belongs_is_not_printed(files: Path, capsys: Any) -> None:
+    file = files / "config.yaml"
+    text = file.read_text().replace(f"api_key_file: {files}/key", f"api_key_file: {PASTED}, ca_file: {PASTED}")
+    text = text.replace(f"dir: {files}/tokens", f"dir: {PASTED}")
+    text = text.replace(f"sqlite:///{files}/hearth.db", f"postgresql://h@db/h\ndatabase_password_file: {PASTED}")
+    text += f"pseudonym_key_file: {PASTED}\nprivacy: {{operator_public_key_file: {PASTED}}}\n"
+    file.write_text(text)
+    for command in (["check-config", "--files"], ["serve", "--config"]):
+        assert main([*command, str(file)]) == 2
+        said = capsys.readouterr().err
+        assert PASTED not in said
+        hidden = "what stands there (not shown: it may be the secret itself; write the path of a"
+        assert [line.split(": ")[2] for line in said.splitlines() if hidden in line] == SECRET_FILES
+        assert f"providers[0].api_key_file: {hidden} file) does not exist" in said
+
+
+@pytest.mark.parametrize("path", ["/run/keys/anthropic", "./keys/anthropic", "../keys/anthropic", "~/keys/anthropic"])
+def test_a_path_that_looks_like_one_is_printed(files: Path, path: str) -> None:
+    file = files / "config.yaml"
+    file.write_text(file.read_text().replace(f"{files}/key", path))
+    assert file_problems(files) == [f"providers[0].api_key_file: {path} does not exist"]

@@ -18,7 +18,7 @@ RANKS = {
     "clients": 3, "core": 3,
     "store": 4, "telemetry": 4,
     "api": 5, "web": 6,
-    "app": 7, "server": 8, "contract": 8, "cli_person": 8, "cli_status": 8, "cli": 9, "__main__": 10,
+    "app": 7, "server": 8, "contract": 8, "cli_answer": 8, "cli_person": 8, "cli_status": 8, "cli": 9, "__main__": 10,
 }  # fmt: skip
 FORBIDDEN = {
     "translate": {"flask", "werkzeug", "prometheus_client", "sqlalchemy", "socket", "threading", "os", "time"},

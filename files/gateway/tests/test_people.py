@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import argparse
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -11,9 +13,10 @@ import pytest
 import sqlalchemy as sa
 from gateway_fakes import FakeClock
 
+from hearth_gateway import cli_person
 from hearth_gateway.config import LimitsConfig
 from hearth_gateway.core.identity import Caller, TokenStore
-from hearth_gateway.core.people import People, Person, Watch
+from hearth_gateway.core.people import People, PeopleUnavailableError, Person, Watch
 from hearth_gateway.core.pseudonym import Pseudonym
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.store import tables
@@ -192,6 +195,50 @@ def day(person: str, tokens: int, model: str = "m") -> dict[str, object]:
         "day": "2026-11-20", "caller": "proxy", "person": person, "alias": "a", "provider": "p", "model": model,
         "state": "settled", "requests": 1, "legs": 1, "output_tokens": tokens, "cost_nano": tokens * 7,
     }  # fmt: skip
+
+
+def test_who_is_forgotten_is_not_said_to_be_gone_while_a_reader_keeps_the_files(house: House) -> None:
+    house.store.put(Person(ANN, 1.0))
+    file = house.directory / "hearth.db"
+    reader = sqlite3.connect(file, isolation_level=None)
+    reader.execute("BEGIN")
+    assert reader.execute("SELECT count(*) FROM people").fetchone() == (1,)
+
+    @sa.event.listens_for(house.engine, "checkout")
+    def impatient(connection: sqlite3.Connection, _record: object, _proxy: object) -> None:
+        connection.execute("PRAGMA busy_timeout = 50").close()
+
+    with pytest.raises(PeopleUnavailableError, match="still in the database's files"):
+        house.store.forget(ANN)
+    reader.execute("COMMIT")
+    house.store.forget(ANN)
+    reader.close()
+    assert not any(ANN.encode() in path.read_bytes() for path in house.directory.iterdir())
+
+
+@pytest.mark.parametrize("failure", [PeopleUnavailableError("database is locked"), KeyboardInterrupt()])
+def test_a_rename_that_fails_says_that_the_former_address_is_disabled(
+    house: House, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: BaseException
+) -> None:
+    def fail(*_addresses: str) -> None:
+        raise failure
+
+    house.store.put(Person(ANN, 1.0))
+    monkeypatch.setattr(cli_person, "CUT_WITHIN_S", 0)
+    monkeypatch.setattr(house.store, "rename", fail)
+    store = cli_person._Store(house.store, Pseudonym(b"k" * 32))
+    with pytest.raises(type(failure)):
+        cli_person._rename(store, argparse.Namespace(email=ANN, to="ann@example.net"))
+    said = capsys.readouterr().err
+    assert "the former address is disabled now" in said and ANN not in said
+    found = house.store.get(ANN)
+    assert found is not None and not found.active
+
+
+def test_a_change_of_somebody_unknown_is_told(house: House) -> None:
+    store = cli_person._Store(house.store, Pseudonym(b"k" * 32))
+    assert store.change("ann@exmaple.org", active=False).text.endswith("(nobody was known by this address)")
+    assert "nobody" not in store.change("ann@exmaple.org", active=True).text
 
 
 def test_forgetting_somebody_leaves_the_sums_of_the_house(house: House) -> None:

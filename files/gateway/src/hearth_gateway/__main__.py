@@ -20,11 +20,13 @@ LOOK_AGAIN_S = 0.05
 
 
 def main() -> int:
-    if sys.argv[1:2] != ["person"]:
-        return _command()
     try:
+        if sys.argv[1:2] != ["person"]:
+            return _command()
         with turn(Path(__file__), TURN_WITHIN_S):
             return _command()
+    except KeyboardInterrupt:  # while it waits for its turn, or loads; later the command itself takes it
+        return EXIT_FAILED
     except TimeoutError as problem:
         print(f"hearth-gateway: {problem}", file=sys.stderr)
         return EXIT_FAILED

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import secrets
+import signal
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 from hearth_gateway import __version__, cli_person, cli_status
+from hearth_gateway.cli_answer import UnprintedError, answer
 from hearth_gateway.config import (
     Config,
     ConfigError,
@@ -27,6 +30,7 @@ from hearth_gateway.config import (
     parse_bind,
     warnings,
 )
+from hearth_gateway.core.identity import token_warnings
 from hearth_gateway.core.prices import price_warnings
 
 EXIT_FAILED = 1
@@ -38,6 +42,9 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments))
     except KeyboardInterrupt:
+        return EXIT_FAILED
+    except UnprintedError as problem:
+        _say(f"what was asked is done, but the answer could not be printed: {problem}")
         return EXIT_FAILED
 
 
@@ -96,7 +103,9 @@ def _check_config(arguments: argparse.Namespace) -> int:
     for problem in problems:
         _say(f"{arguments.file}: {problem}")
     today = datetime.datetime.now(datetime.UTC).date()
-    told = [] if config is None else [*warnings(config, today, files=arguments.files), *price_warnings(config, today)]
+    told = [] if config is None else [*warnings(config, today), *price_warnings(config, today)]
+    if config is not None and arguments.files and not any(problem.path == "tokens.dir" for problem in problems):
+        told += token_warnings(config)
     for warning in told:
         _say(f"{arguments.file}: warning: {warning}")
     return EXIT_BAD_CONFIG if problems else 0
@@ -122,12 +131,26 @@ def _run(config: Config, greeting: str = "") -> int:
         _say(str(problem))
         return EXIT_FAILED
 
+    failed = False
+
     def greet() -> None:
-        if greeting:
-            print(greeting.format(address=address_of(api_socket)), flush=True)
+        nonlocal failed
+        if not greeting:
+            return
+        try:
+            answer(greeting.format(address=address_of(api_socket)))
+        except UnprintedError as problem:
+            # Nobody could use it, and raised from here it would leave the listening threads behind.
+            _say(f"the address could not be printed, so it ends: {problem}")
+            failed = True
+            os.kill(os.getpid(), signal.SIGTERM)
 
     serve(gateway, config.server, api_socket, metrics_socket, greet)
-    return 0
+    return EXIT_FAILED if failed else 0
+
+
+def _interrupt(_number: int, _frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -137,8 +160,17 @@ def _demo(arguments: argparse.Namespace) -> int:
         except ValueError as problem:
             _say(f"{option}: {problem}")
             return EXIT_BAD_CONFIG
+    # A terminal that is closed ends it like Ctrl-C: the directory, which holds a token, goes with it. `nohup` keeps its word.
+    for number in (signal.SIGHUP, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+    try:
+        temporary = tempfile.TemporaryDirectory(prefix="hearth-demo-")
+    except OSError as error:
+        _say(f"no temporary directory can be written to; set TMPDIR to one that can: {error.strerror}")
+        return EXIT_FAILED
     token = secrets.token_urlsafe(24)
-    with tempfile.TemporaryDirectory(prefix="hearth-demo-") as directory:
+    with temporary as directory:
         token_file = Path(directory, "tokens", "demo")
         token_file.parent.mkdir(mode=0o700)
         token_file.touch(mode=0o600)
@@ -159,7 +191,7 @@ def _demo(arguments: argparse.Namespace) -> int:
 def _code_hash(_arguments: argparse.Namespace) -> int:
     from hearth_gateway.telemetry.process import code_hash
 
-    print(code_hash())
+    answer(code_hash())
     return 0
 
 

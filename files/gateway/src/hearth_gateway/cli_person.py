@@ -19,10 +19,11 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from hearth_gateway.config import Config, LimitsConfig
+from hearth_gateway.cli_answer import answer
+from hearth_gateway.config import MIN_PSEUDONYM_KEY, Config, LimitsConfig
 from hearth_gateway.core.identity import normalise_email
 from hearth_gateway.core.people import PeopleUnavailableError, Person
-from hearth_gateway.secrets import SecretError, read_secret
+from hearth_gateway.secrets import SecretError, named_secret
 
 if TYPE_CHECKING:
     from hearth_gateway.core.pseudonym import Pseudonym
@@ -95,7 +96,8 @@ class _Store:
         if after != before:
             self.people.put(after)
         shown = {"before": None if before is None else self.shown(before), "person": self.shown(after)}
-        return _Result({"changed": after != before, **shown}, self.line(after))
+        known = "" if before else " (nobody was known by this address)"
+        return _Result({"changed": after != before, **shown}, self.line(after) + known)
 
     def shown(self, person: Person) -> dict[str, Any]:
         return {
@@ -124,10 +126,12 @@ def _run(arguments: argparse.Namespace, run: Callable[[_Store, argparse.Namespac
         return EXIT_BAD_USE
     try:
         _read_addresses(arguments)
-        password = read_secret(Path(config.database_password_file)) if config.database_password_file else None
+        file = config.database_password_file
+        password = named_secret("database_password_file", file) if file else None
         with closing(_Disposable(open_database(config.database_url, password))) as database:
             people = SqlPeople(database.engine)
-            key = read_secret(Path(config.pseudonym_key_file)).encode() if config.pseudonym_key_file else people.pseudonym_key()
+            file = config.pseudonym_key_file
+            key = named_secret("pseudonym_key_file", file, MIN_PSEUDONYM_KEY).encode() if file else people.pseudonym_key()
             result = run(_Store(people, Pseudonym(key)), arguments)
     except UsageError as problem:
         print(f"hearth-gateway: {problem}", file=sys.stderr)
@@ -135,7 +139,7 @@ def _run(arguments: argparse.Namespace, run: Callable[[_Store, argparse.Namespac
     except (DatabaseError, PeopleUnavailableError, SecretError) as problem:
         print(f"hearth-gateway: {problem}", file=sys.stderr)
         return EXIT_FAILED
-    print(json.dumps(result.data) if arguments.json else result.text)
+    answer(json.dumps(result.data) if arguments.json else result.text)
     return 0
 
 
@@ -197,8 +201,14 @@ def _rename(store: _Store, arguments: argparse.Namespace) -> _Result:
     if before.active:
         # First their answers end, and with that they are charged: what is still open would stay behind.
         store.people.put(dataclasses.replace(before, active=False))
-        time.sleep(CUT_WITHIN_S)
-    done = store.people.rename(old, new)
+    try:
+        if before.active:
+            time.sleep(CUT_WITHIN_S)
+        done = store.people.rename(old, new)
+    except BaseException:
+        if before.active:
+            print("hearth-gateway: not renamed; the former address is disabled now: run this again, or `person enable`", file=sys.stderr)
+        raise
     text = f"{store.line(done.person)}; {done.ledger_rows} rows and {done.daily_sums} daily sums of {old} are theirs now"
     if done.open_rows:
         text += f"; {done.open_rows} answers were still being written, run this again when they are done"
@@ -211,7 +221,11 @@ def _read_addresses(arguments: argparse.Namespace) -> None:
     given = {name: value for name in ("email", "to") if (value := getattr(arguments, name, None)) is not None}
     if given.get("email") == "-":
         # One line with all of them: what an API server hands to a command has no end that it could wait for.
-        words, names = sys.stdin.readline().split(), ["email", *(["to"] if hasattr(arguments, "to") and "to" not in given else [])]
+        names = ["email", *(["to"] if hasattr(arguments, "to") and "to" not in given else [])]
+        try:
+            words = sys.stdin.readline().split() if sys.stdin is not None else []  # None: it is closed
+        except (OSError, UnicodeDecodeError):
+            raise UsageError("standard input cannot be read as UTF-8 text") from None
         if len(words) != len(names):
             raise UsageError(f"standard input must have {len(names)} address{'es' if len(names) > 1 else ''} in one line")
         given |= dict(zip(names, words, strict=True))

@@ -7,19 +7,23 @@ something is not as it should be: a provider is left alone, the store fails, it 
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from hearth_gateway.cli_answer import answer
 from hearth_gateway.config import Config, parse_bind
 
 EXIT_UNREACHABLE = 1
 EXIT_BAD_CONFIG = 2
 EXIT_DEGRADED = 3
 _TIMEOUT_S = 5.0
+_MAX_BYTES = 16 * 1024 * 1024  # whoever listens may never end
 _ANY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104  (compared, not listened on)
 
 
@@ -38,11 +42,17 @@ def _status(arguments: argparse.Namespace, load: Callable[[Path], Config | None]
     url = status_url(config.server.metrics_bind)
     try:
         report = _fetch(url)
-    except (OSError, ValueError):
-        # OSError: nobody listens, or not in time. ValueError: whoever listens is not this service.
+        lines = "\n".join(_lines(report))  # with --json too: it finds what is missing
+    except (urllib.error.HTTPError, http.client.HTTPException, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        print(
+            f"hearth-gateway: what listens at {url} does not answer as this version of the service does; is metrics_bind right?",
+            file=sys.stderr,
+        )
+        return EXIT_UNREACHABLE
+    except OSError:  # also: not in time
         print(f"hearth-gateway: nobody answers at {url}; is the service running with this configuration?", file=sys.stderr)
         return EXIT_UNREACHABLE
-    print(json.dumps(report, indent=2) if arguments.json else "\n".join(_lines(report)))
+    answer(json.dumps(report, indent=2) if arguments.json else lines)
     return 0 if report["status"] == "ok" else EXIT_DEGRADED
 
 
@@ -57,9 +67,7 @@ def _fetch(url: str) -> dict[str, Any]:
     # Without the proxies of the environment: this never leaves the machine.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     with opener.open(url, timeout=_TIMEOUT_S) as response:
-        report: dict[str, Any] = json.load(response)
-    if "providers" not in report:
-        raise ValueError("something else listens there")
+        report: dict[str, Any] = json.loads(response.read(_MAX_BYTES))
     return report
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import datetime
 import difflib
+import os
 import re
 import ssl
 import types
@@ -25,7 +26,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from hearth_gateway.secrets import SecretError, read_secret
+from hearth_gateway.secrets import SecretError, read_secret, shown_path
 
 # Most tokens one answer of the model may have. Source, read 2026-11-21: the model pages under
 # platform.claude.com/docs/en/models ("Max output"). A model that is not listed needs
@@ -407,33 +408,23 @@ def load_with_files(path: Path) -> Config:
     return config
 
 
-def warnings(config: Config, today: datetime.date, *, files: bool = False) -> list[str]:
-    """Sentences on what is allowed and yet hardly meant. ``files``: also look at the names of the tokens."""
+def warnings(config: Config, today: datetime.date) -> list[str]:
+    """Sentences on what is allowed and yet hardly meant. Does not look at the files the configuration names."""
     found = []
     for index, price in enumerate(config.prices):
         # The day of the house may be one ahead. No problem: a machine without a clock would not start.
         if price.date > today + datetime.timedelta(days=1):
             found.append(f"prices[{index}].date: {price.date} is in the future, so the price will not count as old")
-    if files and Path(config.tokens.dir).is_dir():
-        known = sorted(file.name for file in Path(config.tokens.dir).iterdir() if not file.name.endswith(".previous"))
-        for name in config.limits.programs:
-            if name not in known:
-                found.append(f"limits.programs.{name}: no token in {config.tokens.dir} is called so{_suggest(name, known)}")
     return found
 
 
 def check_files(config: Config) -> list[Problem]:
     """Look at the secret and certificate files a configuration names."""
-    problems = []
-    if not Path(config.tokens.dir).is_dir():
-        problems.append(Problem("tokens.dir", f"{config.tokens.dir} is not a directory; make it, with one file a token"))
+    problems = _token_directory_problems(config.tokens.dir)
     if config.database_password_file is not None:
-        try:
-            read_secret(Path(config.database_password_file))
-        except SecretError as problem:
-            problems.append(Problem("database_password_file", f"{config.database_password_file} {problem}"))
+        problems += _secret_problems("database_password_file", config.database_password_file)
     if config.pseudonym_key_file is not None:
-        problems += _pseudonym_key_problems(config.pseudonym_key_file)
+        problems += _secret_problems("pseudonym_key_file", config.pseudonym_key_file, MIN_PSEUDONYM_KEY)
     if config.privacy.operator_public_key_file is not None:
         problems += _public_key_problems(config.privacy.operator_public_key_file)
     for index, provider in enumerate(config.providers):
@@ -441,29 +432,38 @@ def check_files(config: Config) -> list[Problem]:
             continue
         where = f"providers[{index}]"
         if provider.api_key_file is not None:
-            try:
-                read_secret(Path(provider.api_key_file))
-            except SecretError as problem:
-                problems.append(Problem(f"{where}.api_key_file", f"{provider.api_key_file} {problem}"))
+            problems += _secret_problems(f"{where}.api_key_file", provider.api_key_file)
         if provider.ca_file is not None:
             try:
-                ssl.create_default_context(cafile=provider.ca_file)
-            except (OSError, ssl.SSLError):
-                problems.append(Problem(f"{where}.ca_file", f"{provider.ca_file} is not a readable PEM file of certificates"))
+                ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(provider.ca_file)
+            except (OSError, ValueError):  # ssl.SSLError is an OSError
+                problems.append(Problem(f"{where}.ca_file", f"{shown_path(provider.ca_file)} is not a readable PEM file of certificates"))
     return problems
 
 
 MIN_PSEUDONYM_KEY = 16
 
 
-def _pseudonym_key_problems(path: str) -> list[Problem]:
+def _token_directory_problems(path: str) -> list[Problem]:
+    shown = shown_path(path, "a directory")
     try:
-        if len(read_secret(Path(path))) >= MIN_PSEUDONYM_KEY:
-            return []
-        problem = f"is shorter than {MIN_PSEUDONYM_KEY} characters"
-    except SecretError as found:
-        problem = str(found)
-    return [Problem("pseudonym_key_file", f"{path} {problem}")]
+        with os.scandir(path):
+            os.stat(os.path.join(path, "."))  # who may list it and not enter it can read no file in it
+    except PermissionError:
+        return [Problem("tokens.dir", f"{shown} cannot be read: permission denied; let the user of the service list and enter it")]
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return [Problem("tokens.dir", f"{shown} is not a directory; make it, with one file a token")]
+    except OSError as error:
+        return [Problem("tokens.dir", f"{shown} cannot be read: {error.strerror}")]
+    return []
+
+
+def _secret_problems(where: str, path: str, shortest: int = 1) -> list[Problem]:
+    try:
+        read_secret(Path(path), shortest)
+    except SecretError as problem:
+        return [Problem(where, f"{shown_path(path)} {problem}")]
+    return []
 
 
 _PUBLIC_KEY = re.compile(r"\s*-----BEGIN PUBLIC KEY-----([A-Za-z0-9+/=\s]+)-----END PUBLIC KEY-----\s*\Z")
@@ -472,14 +472,14 @@ _MAX_PUBLIC_KEY_BYTES = 16_384
 
 def _public_key_problems(path: str) -> list[Problem]:
     """A key that nobody can seal to would be found when the first conversation is lost. Not a proof that it is a good one."""
-    where = "privacy.operator_public_key_file"
+    where, shown = "privacy.operator_public_key_file", shown_path(path)
     try:
         with open(path, encoding="ascii") as file:
             text = file.read(_MAX_PUBLIC_KEY_BYTES)
-    except (OSError, UnicodeDecodeError):
-        return [Problem(where, f"{path} is not a readable text file")]
+    except (OSError, ValueError):
+        return [Problem(where, f"{shown} is not a readable text file")]
     if "PRIVATE KEY" in text:
-        return [Problem(where, f"{path} holds a private key; the gateway must never have it: give the public one")]
+        return [Problem(where, f"{shown} holds a private key; the gateway must never have it: give the public one")]
     found = _PUBLIC_KEY.match(text)
     try:
         key = base64.b64decode("".join(found[1].split()), validate=True) if found else b""
@@ -487,8 +487,11 @@ def _public_key_problems(path: str) -> list[Problem]:
         key = b""
     # Every such key is one DER sequence; the shortest in use (Ed25519, X25519) has 44 bytes.
     if len(key) < 44 or key[0] != 0x30:
-        return [Problem(where, f"{path} holds no public key in PEM form (-----BEGIN PUBLIC KEY-----)")]
+        return [Problem(where, f"{shown} holds no public key in PEM form (-----BEGIN PUBLIC KEY-----)")]
     return []
+
+
+_NOT_IN_A_HOST = re.compile(r"""[\s/?#@\[\]\\<>"]""")
 
 
 def parse_bind(value: str) -> tuple[str, int]:
@@ -497,6 +500,13 @@ def parse_bind(value: str) -> tuple[str, int]:
     if not colon or not host:
         raise ValueError("must be host:port, such as 127.0.0.1:8080")
     host = host.removeprefix("[").removesuffix("]")
+    try:
+        host.encode("idna")  # as `getaddrinfo` does: an empty label, or one of more than 63 characters
+        valid = bool(host) and host.isprintable() and not _NOT_IN_A_HOST.search(host)
+    except UnicodeError:
+        valid = False
+    if not valid:
+        raise ValueError("this is no name of a host; write one such as gateway.lan, or an address")
     if not port.isascii() or not port.isdigit() or not 0 <= int(port) <= 65535:
         raise ValueError("the port must be a number from 0 to 65535")
     return host, int(port)
@@ -539,7 +549,7 @@ def _cross_checks(config: Config) -> Iterator[Problem]:
     yield from _endpoint_checks(config, names)
     for name in config.system_prompts:
         if name not in config.models:
-            yield Problem(f"system_prompts.{name}", f"no model is called {name!r}{_suggest(name, list(config.models))}", ("models",))
+            yield Problem(f"system_prompts.{name}", f"no model is called {name!r}{suggest(name, list(config.models))}", ("models",))
     seen: dict[tuple[str, str], int] = {}
     for index, price in enumerate(config.prices):
         first = seen.setdefault((price.provider, price.model), index)
@@ -572,7 +582,7 @@ def _clash(one: str, other: str) -> bool:
 
 
 def _unknown_provider(where: str, name: str, names: list[str]) -> Problem:
-    return Problem(where, f"no provider is called {name!r}{_suggest(name, names)}", _provider_places("name", names))
+    return Problem(where, f"no provider is called {name!r}{suggest(name, names)}", _provider_places("name", names))
 
 
 def _provider_places(key: str, names: list[str]) -> tuple[str, ...]:
@@ -653,8 +663,16 @@ def _database_checks(config: Config) -> Iterator[Problem]:
         yield from _postgresql_checks(url)
     elif not scheme.startswith("sqlite"):
         yield Problem("database_url", "must begin with sqlite:/// or postgresql://")
-    elif scheme != "sqlite" or not path or path == ":memory:":
+    elif scheme != "sqlite" or not path or path == ":memory:" or path.endswith("/"):
         yield Problem("database_url", "must name a file, such as sqlite:////var/lib/hearth/hearth.db")
+    elif not url.startswith("sqlite:///"):
+        yield Problem(
+            "database_url", "must have three slashes before the path, so four if that begins with one: sqlite:////var/lib/hearth/hearth.db"
+        )
+    elif "?" in path:
+        yield Problem("database_url", "must end with the path of the file; remove the `?` and what follows it")
+    elif not path.isprintable():
+        yield Problem("database_url", "has unprintable characters in the path of the file; remove them or rename it")
     elif config.database_password_file is not None:
         yield Problem("database_password_file", "is of no use with SQLite; remove it", ("database_url",))
 
@@ -677,7 +695,7 @@ def _postgresql_checks(url: str) -> Iterator[Problem]:
         yield Problem("database_url", "must look like postgresql://user@host:5432/database")
     for name in options:
         if name not in (*_POSTGRESQL_OPTIONS, "password"):
-            yield Problem("database_url", f"{name!r} is no option this gateway knows{_suggest(name, list(_POSTGRESQL_OPTIONS))}")
+            yield Problem("database_url", f"{name!r} is no option this gateway knows{suggest(name, list(_POSTGRESQL_OPTIONS))}")
 
 
 def _url_checks(where: str, url: str) -> Iterator[Problem]:
@@ -822,7 +840,7 @@ def _problem(error: Any) -> Problem:
     if kind in ("extra_forbidden", "invalid_key"):
         path = _path((*loc[:-1], str(loc[-1])))
         known = list(section.model_fields) if section else []
-        return Problem(path, f"unknown key{_suggest(str(loc[-1]), known)}")
+        return Problem(path, f"unknown key{suggest(str(loc[-1]), known)}")
     if kind == "missing":
         return Problem(path, f"is missing{_describe(section, loc)}")
     if kind == "union_tag_not_found":
@@ -912,7 +930,8 @@ def _describe(section: type[BaseModel] | None, loc: tuple[int | str, ...]) -> st
     return f" ({field.description.rstrip('.')})" if field and field.description else ""
 
 
-def _suggest(word: str, known: list[str]) -> str:
+def suggest(word: str, known: list[str]) -> str:
+    """The end of a sentence about a ``word`` that is not among ``known``."""
     close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"
@@ -923,6 +942,9 @@ _MERGE_TAG = "tag:yaml.org,2002:merge"
 _SCALARS = {"bool": "`true` or `false`", "float": "number", "int": "whole number", "timestamp": "date"}
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 class _StrictLoader(yaml.SafeLoader):
     """YAML lets a second key of the same name win in silence. Here it is an error.
 
@@ -931,12 +953,16 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
-            return super().construct_object(node, deep)
+            value = super().construct_object(node, deep)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
             # PyYAML knows a date or number by its form, and lets Python's own error out when there is none like it.
             kind = _SCALARS.get(node.tag.removeprefix("tag:yaml.org,2002:"), "value")
             problem = f"{str(node.value)[:40]!r} is not a valid {kind}; put it in quotes if it is meant as text"
             raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from None
+        if isinstance(value, str) and _SURROGATE.search(value):
+            problem = "an escape such as \\ud83d is half a character; write the character itself"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
+        return value
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

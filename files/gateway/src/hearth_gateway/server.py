@@ -86,12 +86,10 @@ def serve(
     metrics_socket: socket.socket,
     on_start: Callable[[], None] = lambda: None,
 ) -> None:
-    """Serve until SIGTERM or SIGINT, then drain. Must run in the main thread."""
+    """Serve until SIGTERM, SIGINT or SIGHUP, then drain. Must run in the main thread."""
     log = gateway.log
     log.install_hooks()
-    # A core dump would hold the words of every open conversation. 1 and not 0: Linux ignores the limit when
-    # dumps go to a program (Ubuntu's apport, systemd), except for this value (fs/coredump.c). Too small for a file, too.
-    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))
+    _forbid_core_dumps()
     _take_turns()
     _give_memory_back()
     stop = _stop_on_signals(gateway.lifecycle.cut)
@@ -131,6 +129,18 @@ def serve(
     log.event("stopped", open=gateway.lifecycle.open, queued=lost)
 
 
+def _forbid_core_dumps() -> None:
+    """A core dump would hold the words of every open conversation.
+
+    1 and not 0: Linux ignores the limit when dumps go to a program (Ubuntu's apport, systemd), except for this value
+    (fs/coredump.c). Too small for a file, too. Where the machine allows 0 at most, nobody may raise that:
+    `/api/transparency` says what it comes to.
+    """
+    hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
+    limit = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
+
+
 def _take_turns() -> None:
     """Let a thread that is at work go on until it waits, if others have only been woken.
 
@@ -152,7 +162,8 @@ def _give_memory_back() -> None:
 
 
 def _stop_on_signals(cut: Callable[[], None]) -> threading.Event:
-    """An event that SIGTERM or SIGINT sets. SIGINT after that calls ``cut``: who presses Ctrl-C twice does not want to wait.
+    """An event that SIGTERM, SIGINT or SIGHUP (a terminal that is closed) sets. SIGINT after that calls ``cut``: who presses
+    Ctrl-C twice does not want to wait.
 
     The kernel gives a signal to any thread it likes, and Python runs handlers in the main thread only, once it executes
     something. A main thread that waits for a lock would never hear of a signal that another thread took: under load
@@ -170,7 +181,10 @@ def _stop_on_signals(cut: Callable[[], None]) -> threading.Event:
                     cut()
                 stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    numbers = [signal.SIGTERM, signal.SIGINT]
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as under nohup
+        numbers.append(signal.SIGHUP)
+    for number in numbers:
         signal.signal(number, lambda _number, _frame: None)  # without a handler of Python's nothing is written
     signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     threading.Thread(target=read, name="signals", daemon=True).start()

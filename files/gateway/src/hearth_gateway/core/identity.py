@@ -23,12 +23,13 @@ import hmac
 import re
 import threading
 import unicodedata
-from collections.abc import Callable, Collection, Set
+from collections.abc import Callable, Collection, Iterator, Set
 from dataclasses import field
 from functools import lru_cache
 from pathlib import Path
 
 from hearth_gateway.clock import Clock
+from hearth_gateway.config import Config, suggest
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.records import record
 from hearth_gateway.secrets import SecretError, SecretUnreadableError, read_secret
@@ -216,11 +217,7 @@ class TokenStore:
         for path in files:
             name = path.name
             try:
-                token = read_secret(path)
-                if len(token) < MIN_TOKEN_LENGTH:
-                    raise SecretError(f"is shorter than {MIN_TOKEN_LENGTH} characters")
-                if "," in token:
-                    raise SecretError("holds a comma, which separates two credentials in a header")
+                token = _read_token(path)
             except SecretUnreadableError as problem:
                 complete = False
                 problems.add((name, f"{problem}; {_KEPT}"))
@@ -243,10 +240,58 @@ class TokenStore:
     def _files(self) -> list[Path]:
         """Raises ``OSError`` where the machine cannot say which files there are."""
         try:
-            # Kubernetes mounts a Secret with helper entries whose names start with dots.
-            return sorted(path for path in self._directory.iterdir() if _NAME.match(path.name))
+            return sorted(path for path in _entries(self._directory) if _NAME.match(path.name))
         except (FileNotFoundError, NotADirectoryError, PermissionError):
             return []  # somebody took the directory away, or took it away from us: nobody has a valid token
+
+
+def token_warnings(config: Config) -> list[str]:
+    """Sentences on files that are no token, and on names in the configuration that no token has.
+
+    Nothing on a directory that cannot be listed: ``config.check_files`` tells that.
+    """
+    directory = Path(config.tokens.dir)
+    try:
+        files = sorted(_entries(directory))
+    except (OSError, ValueError):
+        return []
+    found, valid = [], set()
+    for path in files:
+        try:
+            if not _NAME.match(path.name):
+                raise SecretError("has a name that no token can have (letters, digits, `.`, `_` and `-`, at most 63)")
+            _read_token(path)
+            valid.add(path.name.removesuffix(PREVIOUS))
+        except SecretError as problem:
+            found.append(f"tokens.dir: {path} {problem}; it counts as no token")
+    if not valid:
+        found.append(f"tokens.dir: no file in {directory} is a valid token, so every request will be refused")
+    # A file that is there and no token was told above, and the name is right.
+    known = sorted(valid | {path.name.removesuffix(PREVIOUS) for path in files})
+    for where, name in _named_tokens(config):
+        if name not in known:
+            found.append(f"{where}: no token in {directory} is called {name!r}{suggest(name, sorted(valid))}")
+    return found
+
+
+def _named_tokens(config: Config) -> Iterator[tuple[str, str]]:
+    """Where the configuration names a token, and the name."""
+    for role, names in (("proxy", config.tokens.proxy), ("end_users", config.tokens.end_users)):
+        yield from ((f"tokens.{role}[{index}]", name) for index, name in enumerate(names))
+    yield from ((f"limits.programs.{name}", name) for name in config.limits.programs)
+
+
+def _entries(directory: Path) -> Iterator[Path]:
+    # Kubernetes mounts a Secret with helper entries whose names start with dots.
+    return (path for path in directory.iterdir() if not path.name.startswith("."))
+
+
+def _read_token(path: Path) -> str:
+    """The token in ``path``. Raises ``SecretError``."""
+    token = read_secret(path, MIN_TOKEN_LENGTH)
+    if "," in token:
+        raise SecretError("holds a comma, which separates two credentials in a header")
+    return token
 
 
 def _signature(files: list[Path]) -> object:

@@ -13,6 +13,7 @@ refuses to start instead of writing wrong rows.
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,17 @@ def reason(error: sa.exc.SQLAlchemyError) -> str:
         return type(error).__name__
     lines = str(error.orig).splitlines()
     return lines[0] if lines else type(error.orig).__name__
+
+
+def file_of(engine: sa.Engine) -> tuple[int, int] | None:
+    """Which file (device and number) the path of SQLite's database names now. None if it names none, and for PostgreSQL."""
+    if is_postgresql(engine):
+        return None
+    try:
+        found = os.stat(str(engine.url.database))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def is_postgresql(database: sa.Engine | sa.Connection | DriverConnection) -> bool:

@@ -36,7 +36,7 @@ from hearth_gateway.core.limits import CLOCK_SKEW_S, MINUTE_S, Ceiling, Key, Lev
 from hearth_gateway.core.metering import Intent, Settlement
 from hearth_gateway.errors import GatewayError, Kind
 from hearth_gateway.records import record
-from hearth_gateway.store.database import BusyError, ConflictError, DriverConnection, ValueFaultError, is_postgresql, reason
+from hearth_gateway.store.database import BusyError, ConflictError, DriverConnection, ValueFaultError, file_of, is_postgresql, reason
 from hearth_gateway.store.spending import Changes, driver_text
 from hearth_gateway.translate.events import Usage
 
@@ -136,6 +136,7 @@ class Ledger:
         self.instance = secrets.token_hex(8)
         self._writer = _Writer(engine, self.instance, on_limit, on_sums, on_problem)
         self._engine = engine
+        self._file = file_of(engine)
         self._on_problem = on_problem
         # Any thread appends; who holds `_writing` takes away, from the left, what is written.
         self._queue: deque[_Begin | _Settle] = deque()
@@ -195,6 +196,9 @@ class Ledger:
     def reachable(self) -> bool:
         """Whether the last write worked and the database answers now."""
         if self.failing or not self.alive:
+            return False
+        if file_of(self._engine) != self._file:
+            # Taken away or replaced while it was open, as by a careless restore: what is written is read by nobody else.
             return False
         connection = None
         try:

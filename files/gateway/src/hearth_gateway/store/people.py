@@ -159,9 +159,14 @@ class SqlPeople:
             sa.event.remove(self._engine, "checkout", zero)
         connection = self._engine.raw_connection()
         try:
-            connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            busy = connection.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
         finally:
             connection.close()
+        if busy:
+            raise PeopleUnavailableError(
+                "it is done, but the former address is still in the database's files, because somebody else, such as a backup, "
+                "is reading them; run this again when that has ended"
+            )
 
     def pseudonym_key(self) -> bytes:
         """The key of this house: made at the first call, and the same ever after."""

@@ -7,6 +7,7 @@ in our code they passed; their messages are not, because a message may quote wha
 from __future__ import annotations
 
 import json
+import os
 import sys
 import threading
 import time
@@ -60,7 +61,8 @@ class Log:
     """Writes to ``stream``. Safe to use from many threads."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
+        # Without standard error (`2>&-`) Python has none, and the service runs all the same.
+        self._stream: TextIO = stream or sys.stderr or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
         # Of the kind that one thread can take twice: an answer that nobody closed is closed by the garbage
         # collector, in any thread and at any moment, also in one that holds this lock.
         self._lock = threading.RLock()
