@@ -169,11 +169,17 @@ def wait_ready(url: str, process: subprocess.Popen[bytes], log: Path, timeout_s:
 def start_direct(tools: Tools) -> Target:
     """The mock vendor, on the core of the load driver; reaching it without anything between is "direct"."""
     process = subprocess.Popen(pinned(LOAD_CORE, tools.mock), stdout=subprocess.PIPE, env={**os.environ, "GOMAXPROCS": "1"})
+    address = _printed_address(process)
+    if not address:
+        raise BenchError("the mock vendor did not start")
+    return Target("direct", process, _urls(address), tools.go_version, named_models=False, measured=False)
+
+
+def _printed_address(process: subprocess.Popen[bytes]) -> str:
+    """Where it says that it listens; "" if it ended without a word."""
     assert process.stdout is not None
     found = re.search(rb"http://\S+", process.stdout.readline())
-    if not found:
-        raise BenchError("the mock vendor did not start")
-    return Target("direct", process, _urls(found[0].decode()), tools.go_version, named_models=False, measured=False)
+    return found[0].decode() if found else ""
 
 
 def _urls(base: str) -> dict[str, str]:
@@ -289,11 +295,10 @@ def start_floor(vendor: str, source: Path, work: Path) -> Target:
     log = work / "floor.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, env=python_environment(source))
-    assert process.stdout is not None
-    found = re.search(rb"http://\S+", process.stdout.readline())
-    if not found:
+    address = _printed_address(process)
+    if not address:
         raise BenchError(f"the floor did not start: {log.read_text()[-3000:]}")
-    chat = f"{found[0].decode()}/v1/chat/completions"
+    chat = f"{address}/v1/chat/completions"
     return Target("floor", process, {"openai": chat, "anthropic": chat}, _revision(source), log=log)
 
 

@@ -20,7 +20,6 @@ from hearth_gateway.api.responses import HearthResponse, error_response, own_hea
 from hearth_gateway.clients import Clients
 from hearth_gateway.clock import Clock, SystemClock
 from hearth_gateway.config import (
-    MIN_PSEUDONYM_KEY,
     AnthropicProviderConfig,
     Config,
     DemoProviderConfig,
@@ -49,7 +48,6 @@ from hearth_gateway.providers.fetch import ImageFetcher
 from hearth_gateway.providers.http import HttpClient, Transport
 from hearth_gateway.providers.key import KeyFile
 from hearth_gateway.providers.openai_compatible import OpenAICompatibleProvider, Options
-from hearth_gateway.secrets import named_secret
 from hearth_gateway.store.database import DatabaseError, open_database, reason
 from hearth_gateway.store.housekeeping import Housekeeper
 from hearth_gateway.store.ledger import Ledger
@@ -104,8 +102,7 @@ def create_app(
     log = log or Log()
     keys = _keys(config, clock, log)
     providers = {item.name: _provider(item, config, keys.get(item.name), clock, transport) for item in config.providers}
-    password = named_secret("database_password_file", config.database_password_file) if config.database_password_file else None
-    engine = open_database(config.database_url, password)
+    engine = open_database(config.database_url, config.database_password())
     lifecycle = Lifecycle(config.server.max_open_requests)
     identity = _identity(config, clock, engine, log)
     tokens, people, door = identity.tokens, identity.people, Door(identity.tokens, identity.people)
@@ -216,8 +213,7 @@ def _identity(config: Config, clock: Clock, engine: sa.Engine, log: Log) -> _Ide
     store = SqlPeople(engine)
     people = People(store, clock, lambda problem: log.event("store-problem", problem=problem))
     try:
-        file = config.pseudonym_key_file
-        key = named_secret("pseudonym_key_file", file, MIN_PSEUDONYM_KEY).encode() if file else store.pseudonym_key()
+        key = config.pseudonym_key() or store.pseudonym_key()
     except PeopleUnavailableError as problem:
         raise DatabaseError(str(problem)) from None
     return _Identity(tokens, people, Pseudonym(key), Watch((tokens.refresh, people.refresh), log.unexpected))

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from hearth_gateway.cli_answer import answer
-from hearth_gateway.config import MIN_PSEUDONYM_KEY, Config, LimitsConfig
+from hearth_gateway.config import Config, LimitsConfig
 from hearth_gateway.core.identity import normalise_email
 from hearth_gateway.core.people import PeopleUnavailableError, Person
-from hearth_gateway.secrets import SecretError, named_secret
+from hearth_gateway.secrets import SecretError
 
 if TYPE_CHECKING:
     from hearth_gateway.core.pseudonym import Pseudonym
@@ -126,12 +126,9 @@ def _run(arguments: argparse.Namespace, run: Callable[[_Store, argparse.Namespac
         return EXIT_BAD_USE
     try:
         _read_addresses(arguments)
-        file = config.database_password_file
-        password = named_secret("database_password_file", file) if file else None
-        with closing(_Disposable(open_database(config.database_url, password))) as database:
+        with closing(_Disposable(open_database(config.database_url, config.database_password()))) as database:
             people = SqlPeople(database.engine)
-            file = config.pseudonym_key_file
-            key = named_secret("pseudonym_key_file", file, MIN_PSEUDONYM_KEY).encode() if file else people.pseudonym_key()
+            key = config.pseudonym_key() or people.pseudonym_key()
             result = run(_Store(people, Pseudonym(key)), arguments)
     except UsageError as problem:
         print(f"hearth-gateway: {problem}", file=sys.stderr)

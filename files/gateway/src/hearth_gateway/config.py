@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
 
-from hearth_gateway.secrets import SecretError, read_secret, shown_path
+from hearth_gateway.secrets import SecretError, named_secret, read_secret, shown_path
 
 # Most tokens one answer of the model may have. Source, read 2026-11-21: the model pages under
 # platform.claude.com/docs/en/models ("Max output"). A model that is not listed needs
@@ -330,6 +330,16 @@ class Config(_Section):
         if kinds.get(target.provider) == "demo":
             return DEMO_MAX_OUTPUT_TOKENS
         return KNOWN_MAX_OUTPUT_TOKENS.get(target.model)
+
+    def database_password(self) -> str | None:
+        """What PostgreSQL is given, or None. Raises ``SecretError``, which begins with the key of the configuration."""
+        file = self.database_password_file
+        return named_secret("database_password_file", file) if file else None
+
+    def pseudonym_key(self) -> bytes | None:
+        """The configured key, or None: then the database has one. Raises ``SecretError`` like ``database_password``."""
+        file = self.pseudonym_key_file
+        return named_secret("pseudonym_key_file", file, MIN_PSEUDONYM_KEY).encode() if file else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -164,7 +164,7 @@ class SqlPeople:
             connection.close()
         if busy:
             raise PeopleUnavailableError(
-                "it is done, but the former address is still in the database's files, because somebody else, such as a backup, "
+                "the person is forgotten, but the address is still in the database's files, because somebody else, such as a backup, "
                 "is reading them; run this again when that has ended"
             )
 
