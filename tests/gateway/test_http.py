@@ -172,6 +172,10 @@ def test_metrics_are_on_their_own_port_only(shared: Gateway) -> None:
     connection = http.client.HTTPConnection(host, int(port), timeout=10)
     connection.request("GET", "/v1/models")
     assert connection.getresponse().status == 404
+    connection = http.client.HTTPConnection(host, int(port), timeout=10)
+    connection.request("HEAD", "/metrics")
+    answer = connection.getresponse()
+    assert (answer.status, int(answer.headers["Content-Length"]) > 1000, answer.read()) == (200, True, b"")
 
 
 def test_a_client_that_sends_nothing_holds_up_nobody(shared: Gateway) -> None:

@@ -192,13 +192,24 @@ def test_a_full_disk_is_told_and_nothing_is_lost(own: Make, vendor: Mock) -> Non
     assert gateway.terminate() == 0
 
 
-def test_a_database_that_is_replaced_under_the_service_is_told(own: Make) -> None:
+def test_a_database_that_is_replaced_under_the_service_is_told(own: Make, vendor: Mock) -> None:
     gateway = own()
     assert status(gateway, "/readyz") == 200
     file = gateway.database
     shutil.copy(file, file.with_name("restored"))
     file.with_name("restored").rename(file)
     wait_for(lambda: status(gateway, "/readyz") == 503, "readiness to drop")
+    told = [event["problem"] for event in gateway.events("store-problem")]
+    assert told == ["the database's file was taken away or replaced while it was in use: start the service again"]
+    assert gateway.metric("hearth_ledger_failing") == 1
+    # Who does not ask for readiness is refused too: what is used now would be counted nowhere.
+    before = vendor.asked()
+    for _ in range(2):
+        with pytest.raises(openai.InternalServerError) as refused:
+            gateway.client().chat.completions.create(model="sonnet", messages=HELLO)
+        assert (refused.value.status_code, refused.value.code) == (503, "ledger_unavailable")
+        file.unlink(missing_ok=True)
+    assert vendor.asked() == before
 
 
 def test_a_machine_that_forbids_core_dumps_altogether_is_no_obstacle() -> None:

@@ -94,6 +94,16 @@ def test_an_address_that_cannot_be_read(
     assert capsys.readouterr() == ("", f"hearth-gateway: {sentence}\n")
 
 
+@pytest.mark.parametrize("action", [["list"], ["disable", "ann@example.org"], ["delete-data", "ann@example.org"]])
+def test_a_database_that_is_not_there_is_not_made(config: str, tmp_path: Path, capsys: Any, action: list[str]) -> None:
+    """It would be root's, say, and the service could not write it. And nobody is disabled in it."""
+    assert main(["person", *action, "--config", config]) == 1
+    assert capsys.readouterr().err == (
+        f"hearth-gateway: there is no database {tmp_path}/hearth.db yet; the service makes it when it starts, and so does `person set`\n"
+    )
+    assert not (tmp_path / "hearth.db").exists()
+
+
 def test_ctrl_c_while_another_has_its_turn(config: str, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def ctrl_c(_seconds: float) -> None:
         raise KeyboardInterrupt

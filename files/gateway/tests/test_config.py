@@ -411,6 +411,13 @@ def test_bad_key_files(files: Path, content: bytes | None, expected: str) -> Non
     assert file_problems(files) == [f"providers[0].api_key_file: {key} {expected}"]
 
 
+@pytest.mark.timeout(20)
+def test_a_pipe_as_key_holds_up_nobody(files: Path) -> None:
+    (files / "key").unlink()
+    os.mkfifo(files / "key")
+    assert file_problems(files) == [f"providers[0].api_key_file: {files}/key is no regular file, but a pipe or a device"]
+
+
 def test_a_directory_as_key_and_no_token_directory(files: Path) -> None:
     (files / "key").unlink()
     (files / "key").mkdir()

@@ -141,7 +141,7 @@ def create_app(
     metrics.measure("hearth_draining", lambda: float(lifecycle.draining))
     metrics.measure("hearth_valid_tokens", lambda: len(tokens))
     metrics.measure("hearth_ledger_queued_rows", lambda: ledger.queued)
-    metrics.measure("hearth_ledger_failing", lambda: float(ledger.failing))
+    metrics.measure("hearth_ledger_failing", lambda: float(ledger.failing or ledger.misplaced))
 
     app = HearthApp()
     # One more than allowed: of a chunked body, which does not announce its length, Werkzeug hands out

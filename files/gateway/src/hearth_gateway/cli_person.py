@@ -51,16 +51,16 @@ def add_parser(commands: Any, load: _Load) -> None:
     person = commands.add_parser("person", help="who may chat: set, disable, enable, list, rename, delete-data")
     actions = person.add_subparsers(required=True, metavar="ACTION")
 
-    def action(name: str, run: _Action, text: str, one: bool = True) -> argparse.ArgumentParser:
+    def action(name: str, run: _Action, text: str, one: bool = True, creates: bool = False) -> argparse.ArgumentParser:
         parser: argparse.ArgumentParser = actions.add_parser(name, help=text)
         if one:
             parser.add_argument("email", metavar="EMAIL", help="the address, or - to read it from standard input")
         parser.add_argument("--config", required=True, type=Path, metavar="FILE")
         parser.add_argument("--json", action="store_true", help="print one JSON object")
-        parser.set_defaults(run=lambda arguments: _run(arguments, run, load))
+        parser.set_defaults(run=lambda arguments: _run(arguments, run, load), creates=creates)
         return parser
 
-    setting = action("set", _set, "add a person, or change what is known of them")
+    setting = action("set", _set, "add a person, or change what is known of them", creates=True)
     setting.add_argument("--alias", metavar="NAME", help="a short name for lists and metrics; '' for none")
     setting.add_argument("--active", action="store_true", help="let the person in again as well, as `enable` does")
     setting.add_argument("--limits", metavar="JSON", help="their own ceilings, in place of limits.person; 'none' for the house's")
@@ -126,10 +126,11 @@ def _run(arguments: argparse.Namespace, run: Callable[[_Store, argparse.Namespac
         return EXIT_BAD_USE
     try:
         _read_addresses(arguments)
-        with closing(_Disposable(open_database(config.database_url, config.database_password()))) as database:
+        key = config.pseudonym_key()
+        engine = open_database(config.database_url, config.database_password(), arguments.creates)
+        with closing(_Disposable(engine)) as database:
             people = SqlPeople(database.engine)
-            key = config.pseudonym_key() or people.pseudonym_key()
-            result = run(_Store(people, Pseudonym(key)), arguments)
+            result = run(_Store(people, Pseudonym(key or people.pseudonym_key())), arguments)
     except UsageError as problem:
         print(f"hearth-gateway: {problem}", file=sys.stderr)
         return EXIT_BAD_USE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 
 _MAX_BYTES = 8192
@@ -40,6 +41,9 @@ def read_secret(path: Path, shortest: int = 1) -> str:
     a whole file of notes or a wrong encoding, and would fail far from here as "401".
     """
     try:
+        mode = path.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # the other end of a pipe may never come
+            raise SecretError("is no regular file, but a pipe or a device")
         with path.open("rb") as file:
             raw = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):

@@ -325,7 +325,10 @@ def _start_debug(sock: socket.socket, gateway: Gateway) -> ThreadingHTTPServer:
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            if self.command != "HEAD":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET  # noqa: N815  (the name that http.server looks for)
 
         def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
             """Silent: the default prints every request line to standard error."""

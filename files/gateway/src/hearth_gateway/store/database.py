@@ -48,9 +48,12 @@ class ValueFaultError(sa.exc.DBAPIError):
     """The database works, and cannot hold one of the values it was given."""
 
 
-def open_database(url: str, password: str | None = None) -> sa.Engine:
-    """Open, check that it can be written, migrate. ``password`` is PostgreSQL's. Raises ``DatabaseError``."""
+def open_database(url: str, password: str | None = None, create: bool = True) -> sa.Engine:
+    """Open, check that it can be written, migrate. ``password`` is PostgreSQL's. Raises ``DatabaseError``, also where
+    SQLite's file is not there and ``create`` is false."""
     where = sa.make_url(url)
+    if not create and where.get_backend_name() == "sqlite" and not os.path.exists(str(where.database)):
+        raise DatabaseError(f"there is no database {_name(where)} yet; the service makes it when it starts, and so does `person set`")
     engine = _sqlite(where) if where.get_backend_name() == "sqlite" else _postgresql(where, password)
     try:
         migrate(engine, MIGRATIONS)

@@ -137,6 +137,7 @@ class Ledger:
         self._writer = _Writer(engine, self.instance, on_limit, on_sums, on_problem)
         self._engine = engine
         self._file = file_of(engine)
+        self.misplaced = False
         self._on_problem = on_problem
         # Any thread appends; who holds `_writing` takes away, from the left, what is written.
         self._queue: deque[_Begin | _Settle] = deque()
@@ -166,7 +167,7 @@ class Ledger:
         return self._stopping or self._thread.is_alive()
 
     def check(self) -> None:
-        if len(self._queue) >= _MAX_QUEUED:
+        if len(self._queue) >= _MAX_QUEUED or not self._in_place():
             raise _unavailable()
 
     def begin(self, intent: Intent) -> None:
@@ -195,10 +196,7 @@ class Ledger:
 
     def reachable(self) -> bool:
         """Whether the last write worked and the database answers now."""
-        if self.failing or not self.alive:
-            return False
-        if file_of(self._engine) != self._file:
-            # Taken away or replaced while it was open, as by a careless restore: what is written is read by nobody else.
+        if self.failing or not self.alive or not self._in_place():
             return False
         connection = None
         try:
@@ -212,6 +210,16 @@ class Ledger:
             if connection is not None:
                 connection.close()
         return True
+
+    def _in_place(self) -> bool:
+        """False: SQLite's file was taken away or replaced while it is open, as by a careless restore, and what is written now
+        is read by nobody else."""
+        if file_of(self._engine) == self._file:
+            self.misplaced = False
+        elif not self.misplaced:
+            self.misplaced = True
+            self._problem("the database's file was taken away or replaced while it was in use: start the service again")
+        return not self.misplaced
 
     def close(self, timeout_s: float) -> int:
         """Write what is queued; returns how many rows could not be written."""

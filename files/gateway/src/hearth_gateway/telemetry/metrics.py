@@ -157,7 +157,7 @@ DEFINITIONS: tuple[Definition, ...] = (
     Definition("hearth_draining", "gauge", (), "1 while the gateway shuts down and refuses new requests."),
     Definition("hearth_valid_tokens", "gauge", (), "Gateway tokens that are accepted right now."),
     Definition("hearth_ledger_queued_rows", "gauge", (), "Ledger rows waiting to be written."),
-    Definition("hearth_ledger_failing", "gauge", (), "1 while the ledger cannot be written."),
+    Definition("hearth_ledger_failing", "gauge", (), "1 while the ledger cannot be written, or its file is no longer the one in use."),
 )
 
 # Collected by the Prometheus client itself, on Linux. Part of the contract like the others.
