@@ -90,7 +90,7 @@ LAYERS: dict[str, Layer] = {
     "faults": Layer(400, pytest=("tests/cluster/test_faults.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "gateway-cluster": Layer(600, pytest=("tests/cluster/test_gateway_rollout.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     # One to four hosts on one bed: built, grown, a server lost, nodes removed and added, upgraded.
-    "topology": Layer(1650, pytest=("tests/cluster/test_topology.py",), stand_ins=(HOSTS, K3S, VENDOR)),
+    "topology": Layer(1800, pytest=("tests/cluster/test_topology.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "airgap": Layer(240, pytest=("tests/cluster/test_airgap.py",), stand_ins=(HOSTS, K3S, VENDOR)),
     "access": Layer(900, pytest=("tests/cluster/access",), stand_ins=(HOSTS, K3S, FRONT_DOOR, BED_OAUTH2_PROXY, OIDC, VENDOR)),
     "vm": Layer(900, pytest=("tests/vm", f"--deselect={NODE_IN_VM}")),

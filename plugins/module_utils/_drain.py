@@ -10,24 +10,38 @@ from typing import Any
 from ansible_collections.homelab.hearth.plugins.module_utils._conditions import is_ready
 
 Object = Mapping[str, Any]
+HOSTNAME = "kubernetes.io/hostname"
 
 
-def bound_volumes(node: Object, volumes: Iterable[Object]) -> dict[str, str]:
-    """Claims whose data lie on this node alone: `namespace/name` of the claim -> name of the volume."""
-    labels = node["metadata"].get("labels") or {}
+def nodes_of(volume: Object) -> set[str]:
+    """Nodes, by their name or their label of the host, that alone reach a volume's data; empty when any node does."""
+    terms = ((volume["spec"].get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
+    return {
+        value
+        for term in terms
+        for rule in [*(term.get("matchExpressions") or []), *(term.get("matchFields") or [])]
+        if rule.get("key") in (HOSTNAME, "metadata.name") and rule.get("operator") == "In"
+        for value in rule.get("values") or []
+    }
+
+
+def names_of(node: Object) -> set[str]:
+    """What a volume may call the node."""
+    return {node["metadata"]["name"], (node["metadata"].get("labels") or {}).get(HOSTNAME, "")} - {""}
+
+
+def folder_of(volume: Object) -> str:
+    """Where a volume lies on its host; empty for one that is no folder."""
+    return str((volume["spec"].get("hostPath") or volume["spec"].get("local") or {}).get("path", ""))
+
+
+def bound_volumes(node: Object, volumes: Iterable[Object]) -> dict[str, Object]:
+    """Volumes whose data lie on this node alone, by `namespace/name` of their claim."""
     found = {}
     for volume in volumes:
-        claim = volume.get("spec", {}).get("claimRef") or {}
-        terms = ((volume["spec"].get("nodeAffinity") or {}).get("required") or {}).get("nodeSelectorTerms") or []
-        names = {
-            value
-            for term in terms
-            for rule in [*(term.get("matchExpressions") or []), *(term.get("matchFields") or [])]
-            if rule.get("key") in ("kubernetes.io/hostname", "metadata.name") and rule.get("operator") == "In"
-            for value in rule.get("values") or []
-        }
-        if claim and names and names <= {labels.get("kubernetes.io/hostname", ""), node["metadata"]["name"]}:
-            found[f"{claim['namespace']}/{claim['name']}"] = volume["metadata"]["name"]
+        claim, names = volume.get("spec", {}).get("claimRef") or {}, nodes_of(volume)
+        if claim and names and names <= names_of(node):
+            found[f"{claim['namespace']}/{claim['name']}"] = volume
     return found
 
 

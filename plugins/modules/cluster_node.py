@@ -15,7 +15,7 @@ description:
   - V(present) makes the given change, and opens the node again when this module emptied it.
   - V(emptied) closes the node to new pods and sends its pods elsewhere, within their disruption budgets. Pods that cannot live
     elsewhere stay, unless O(for_good). When a pod does not leave in time, the node is opened again and the module fails.
-  - V(absent) deletes the node, with which k3s deletes its password and, for a server, its member of etcd.
+  - V(absent) deletes the node, with which k3s deletes its password and, for a server, its member of etcd. See O(volumes).
 author:
   - The Hearth developers (@hearth)
 attributes:
@@ -47,10 +47,13 @@ options:
     description: Remove a healthy server although an even number of servers stays.
     type: bool
     default: false
-  delete_volumes:
-    description: Remove the node although volumes lie on it alone, which go with it.
-    type: bool
-    default: false
+  volumes:
+    description: >-
+      What becomes of volumes that lie on this node alone when it is removed. V(keep) refuses to remove it. V(delete) deletes them and their
+      claims, which whoever needs them makes anew. V(leave) leaves both, for a host that comes back under this name.
+    type: str
+    choices: [keep, leave, delete]
+    default: keep
   restored:
     description: The cluster was just restored, and this node is one of those that did not come back. Nothing is asked about it.
     type: bool
@@ -88,7 +91,12 @@ left:
   type: list
   elements: str
 volumes:
-  description: Claims whose data lie on this node alone.
+  description: Claims whose data lie on this node alone, also where the cluster no longer knows the node.
+  returned: success
+  type: list
+  elements: str
+folders:
+  description: Where those data lie on the host.
   returned: success
   type: list
   elements: str
@@ -140,8 +148,10 @@ class Node:
         found: list[Object] = self.kubectl.items(f"/api/v1/pods?fieldSelector=spec.nodeName%3D{self.name}")
         return found
 
-    def volumes(self, node: Object) -> dict[str, str]:
-        found: dict[str, str] = _drain.bound_volumes(node, self.kubectl.items("/api/v1/persistentvolumes"))
+    def volumes(self, node: Object | None) -> dict[str, Object]:
+        """By claim. A node that is not known would be called by its name."""
+        known = node or {"metadata": {"name": self.name}}
+        found: dict[str, Object] = _drain.bound_volumes(known, self.kubectl.items("/api/v1/persistentvolumes"))
         return found
 
 
@@ -150,14 +160,14 @@ def votes(node: Object) -> bool:
     return bool(_conditions.is_ready(node) and _conditions.condition(node, "EtcdIsVoter").get("status", "True") == "True")
 
 
-def refusal(kubectl: Kubectl, node: Object, volumes: dict[str, str], params: dict[str, Any]) -> str:
+def refusal(kubectl: Kubectl, node: Object, volumes: dict[str, Object], params: dict[str, Any]) -> str:
     """Why the node may not be removed; empty when it may."""
     nodes = kubectl.items("/api/v1/nodes")
     servers = {n["metadata"]["name"]: votes(n) for n in nodes if SERVER_ROLE in (n["metadata"].get("labels") or {})}
     said = str(_topology.removal_refusal(node["metadata"]["name"], servers, forced=params["forced"]))
     if said:
         return said
-    if volumes and not params["delete_volumes"]:
+    if volumes and params["volumes"] == "keep":
         return (
             f"the data of {', '.join(sorted(volumes))} lie on {node['metadata']['name']} alone and would be lost. Move them first, or "
             "say that they may go: -e remove_node_delete_volumes=true"
@@ -247,7 +257,26 @@ def remove(node: Node) -> None:
         time.sleep(1)
 
 
-def carry_out(module: AnsibleModule, node: Node, seen: Object | None, volumes: dict[str, str]) -> tuple[bool, list[str]]:
+def delete_volumes(node: Node, volumes: dict[str, Object]) -> None:
+    """Delete the claims and their volumes, and wait until they are gone: a claim stays as long as a pod has it.
+
+    :raises NodeError: a claim is still in use.
+    """
+    claims = {}
+    for claim, volume in volumes.items():
+        namespace, _slash, name = claim.partition("/")
+        claims[claim] = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
+        # First the volume, which is marked and waits for its claim: else a provisioner would try to clean up on a node that is gone.
+        node.kubectl.delete(f"/api/v1/persistentvolumes/{volume['metadata']['name']}")
+        node.kubectl.delete(claims[claim])
+    deadline = time.monotonic() + node.timeout_s
+    while left := sorted(claim for claim, path in claims.items() if node.kubectl.get(path) is not None):
+        if time.monotonic() > deadline:
+            raise NodeError(f"node {node.name} is removed, but after {node.timeout_s} s pods still have the claims {', '.join(left)}")
+        time.sleep(1)
+
+
+def carry_out(module: AnsibleModule, node: Node, seen: Object | None, volumes: dict[str, Object]) -> tuple[bool, list[str]]:
     """Make it so. Returns whether anything changed, and the pods that left."""
     params = module.params
     annotations = (seen or {}).get("metadata", {}).get("annotations") or {}
@@ -268,10 +297,13 @@ def carry_out(module: AnsibleModule, node: Node, seen: Object | None, volumes: d
         if not params["for_good"] and not _drain.has_a_place(node.kubectl.items("/api/v1/nodes"), node.name):
             return False, []  # pods that have nowhere to go are better left running
         return True, empty(node, params["for_good"])
-    if params["state"] == "absent" and seen is not None:
+    if params["state"] == "absent":
+        doomed = volumes if params["volumes"] == "delete" else {}
         if not module.check_mode:
-            remove(node)
-        return True, []
+            if seen is not None:
+                remove(node)
+            delete_volumes(node, doomed)
+        return seen is not None or bool(doomed), []
     return False, []
 
 
@@ -283,7 +315,7 @@ def main() -> None:
             "change": {"type": "dict", "default": {}},
             "for_good": {"type": "bool", "default": False},
             "forced": {"type": "bool", "default": False},
-            "delete_volumes": {"type": "bool", "default": False},
+            "volumes": {"type": "str", "choices": ["keep", "leave", "delete"], "default": "keep"},
             "restored": {"type": "bool", "default": False},
             "timeout_s": {"type": "int", "default": 300},
         },
@@ -293,7 +325,7 @@ def main() -> None:
     node = Node(kubectl, module.params["name"], module.params["timeout_s"])
     try:
         seen = node.read()
-        volumes = node.volumes(seen) if seen and module.params["state"] != "present" else {}
+        volumes = node.volumes(seen) if module.params["state"] != "present" else {}
         asked = module.params["state"] in ("seen", "absent") and not module.params["restored"]
         refused = refusal(kubectl, seen, volumes, module.params) if seen and asked else ""
         if refused and module.params["state"] == "absent":
@@ -302,7 +334,13 @@ def main() -> None:
     except (KubectlError, NodeError) as error:
         module.fail_json(msg=sentence(error))
     module.exit_json(
-        changed=changed, exists=seen is not None, ready=_conditions.is_ready(seen), refused=refused, left=left, volumes=sorted(volumes)
+        changed=changed,
+        exists=seen is not None,
+        ready=_conditions.is_ready(seen),
+        refused=refused,
+        left=left,
+        volumes=sorted(volumes),
+        folders=sorted(filter(None, map(_drain.folder_of, volumes.values()))),
     )
 
 

@@ -95,6 +95,17 @@ options:
       - discovery.k8s.io/v1/EndpointSlice
       - traefik.io/v1alpha1/IngressRoute
       - traefik.io/v1alpha1/Middleware
+  lost_volumes:
+    description: >-
+      What becomes of a volume claim whose data lie on one node alone that the cluster no longer knows. V(fail) says so before anything is
+      applied. V(replace) deletes claim and volume, so that an empty one is made.
+    type: str
+    choices: [fail, replace]
+    default: fail
+  lost_volumes_way_out:
+    description: How the operator chooses V(replace), for the message.
+    type: str
+    default: "lost_volumes: replace"
   wait_timeout_s:
     description: How long all workloads together may take to become ready, in seconds. V(0) does not wait.
     type: int
@@ -169,11 +180,13 @@ cluster:
 
 import base64
 import functools
+import http.client
 import secrets
 import time
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
+from ansible_collections.homelab.hearth.plugins.module_utils import _drain
 from ansible_collections.homelab.hearth.plugins.module_utils._k8s import (
     AUTH_SPEC,
     Cluster,
@@ -207,6 +220,8 @@ GENERATED_BYTES = 32
 # On a Secret: the keys that were generated for it.
 GENERATED_KEYS = "hearth.homelab/generated-keys"
 LOG_LINES = 15
+# A claim stays as long as a pod has it, and the pods of a node that is gone are collected within a minute.
+CLAIM_GONE_S = 180
 
 
 class ManifestsError(Exception):
@@ -352,6 +367,54 @@ class Run:
         if existing and redacted(existing) != redacted(stored):
             self.changed_secrets.append(stored["metadata"])
 
+    # --- volumes of nodes that are gone
+
+    def _lost(self) -> list[tuple[Object, Object, str]]:
+        """Claims with their volume and the node that it was on, where the cluster no longer knows that node."""
+        found = []
+        known: set[str] = set()
+        for definition in self.definitions:
+            claim = self._existing(definition) if definition["kind"] == "PersistentVolumeClaim" else None
+            name = ((claim or {}).get("spec") or {}).get("volumeName")
+            volume = self.cluster.get("v1", "PersistentVolume", name) if name else None
+            if claim is None or volume is None:
+                continue
+            nodes = _drain.nodes_of(volume)
+            if nodes and not known:
+                known = {name for node in self.cluster.find("v1", "Node", "") for name in _drain.names_of(node)}
+            if nodes and not nodes & known:
+                found.append((claim, volume, ", ".join(sorted(nodes))))
+        return found
+
+    def replace_lost_volumes(self) -> None:
+        """Nothing to do in a cluster that knows all of its nodes.
+
+        :raises ManifestsError: a volume is lost, and nobody said that an empty one shall take its place.
+        """
+        try:
+            lost = self._lost()
+        except ClusterError as error:
+            if error.status != http.client.FORBIDDEN:  # who may not look at nodes and volumes can find out nothing
+                raise
+            return
+        for claim, _volume, node in lost:
+            if self.params["lost_volumes"] == "fail":
+                raise ManifestsError(
+                    f"the data of {title(claim)} lie on node {node} alone, and the cluster has no such node any more. If its disk is "
+                    "there, let it join again under this name. If the data are lost, begin with an empty volume: "
+                    + self.params["lost_volumes_way_out"]
+                )
+        for claim, volume, _node in lost:
+            # First the volume, which is marked and waits for its claim: else a provisioner would try to clean up on a node that is gone.
+            self.cluster.delete(volume)
+            self.cluster.delete(claim)
+            self.changes.note(title(claim), comparable(claim), {})
+        deadline = time.monotonic() + CLAIM_GONE_S
+        while not self.cluster.dry_run and (left := [title(claim) for claim, _volume, _node in lost if self._existing(claim)]):
+            if time.monotonic() > deadline:
+                raise ManifestsError(f"{', '.join(left)} was deleted and is still there after {CLAIM_GONE_S} s: a pod has it")
+            time.sleep(self.params["wait_sleep_s"])
+
     def apply(self) -> list[Object]:
         """Namespaces, then Secrets, then the rest; returns the workloads to wait for."""
         ordered = in_order(self.definitions)
@@ -470,6 +533,7 @@ def run(module: AnsibleModule) -> dict[str, Any]:
             raise
         return without_cluster(params, str(error))
     this = Run(module, cluster, labels)
+    this.replace_lost_volumes()
     pending = this.apply()
     # Before waiting, which may fail: what was taken away is away also when the new version does not come up.
     this.hurry()
@@ -527,6 +591,8 @@ def argument_spec() -> dict[str, Any]:
                 "traefik.io/v1alpha1/Middleware",
             ],
         },
+        "lost_volumes": {"type": "str", "choices": ["fail", "replace"], "default": "fail"},
+        "lost_volumes_way_out": {"type": "str", "default": "lost_volumes: replace"},
         "wait_timeout_s": {"type": "int", "default": 180},
         "wait_sleep_s": {"type": "float", "default": 1},
         "field_manager": {"type": "str", "default": "hearth"},

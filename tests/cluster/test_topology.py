@@ -63,9 +63,9 @@ class House:
     def site(self, servers: Sequence[str], agents: Sequence[str], *arguments: str, **variables: Any) -> Run:
         return play("site.yml", self.inventory(servers, agents, **variables), *arguments, timeout_s=1200)
 
-    def kubectl(self, *arguments: str, through: str = "h1") -> str:
+    def kubectl(self, *arguments: str, through: str = "h1", within_s: int = 10) -> str:
         words = " ".join(f"'{word}'" for word in arguments)
-        return self.bed.ssh(f"KUBECACHEDIR=/run/kubectl-cache /usr/local/bin/k3s kubectl --request-timeout=10s {words}", through)
+        return self.bed.ssh(f"KUBECACHEDIR=/run/kubectl-cache /usr/local/bin/k3s kubectl --request-timeout={within_s}s {words}", through)
 
     def nodes(self, through: str = "h1") -> dict[str, dict[str, Any]]:
         listed = json.loads(self.kubectl("get", "nodes", "-o", "json", through=through))["items"]
@@ -372,10 +372,60 @@ def test_a_healthy_server_is_not_removed_by_the_way(house: House) -> None:
     assert "h2" in house.nodes()
 
 
+def volumes_of(house: House, host: str) -> list[str]:
+    """Claims whose volumes lie on that host alone."""
+    listed = json.loads(house.kubectl("get", "pv", "-o", "json"))["items"]
+    return [volume["spec"]["claimRef"]["name"] for volume in listed if f'"{host}"' in json.dumps(volume["spec"]["nodeAffinity"])]
+
+
+def test_the_node_with_the_gateways_volume_is_gone_for_good(house: House) -> None:
+    """The claim would bind the gateway to it for ever. The run says so, and begins with an empty volume when told that it may."""
+    servers, options = ["h1", "h2", "h3"], ("--tags", "gateway")
+    house.kubectl("delete", "-n", "hearth", "deployment/gateway", "pvc/gateway-data", within_s=90)
+    house.kubectl("cordon", *servers)
+    passed(house.site(servers, ["h4"], *options, k3s_datastore="etcd"))
+    house.kubectl("uncordon", *servers)
+    assert volumes_of(house, "h4") == ["gateway-data"]
+    house.bed.ssh("systemctl stop k3s-agent", "h4")
+    house.kubectl("delete", "node", "h4")
+    try:
+        run = house.site(servers, ["h4"], *options, k3s_datastore="etcd")
+        assert run.rc != 0
+        assert "hearth/gateway-data lie on node h4 alone" in " ".join(run.output.split()), run.output[-3000:]
+        assert run.count("changed") == 0
+        house.kubectl("cordon", "h2", "h3")  # the test of a restore wants it on the first server
+        run = passed(house.site(servers, ["h4"], *options, "-e", "gateway_volume_lost=true", k3s_datastore="etcd"))
+        assert streamed(run)
+        assert volumes_of(house, "h4") == []
+        assert volumes_of(house, "h1") == ["gateway-data"]
+    finally:
+        house.kubectl("uncordon", *servers)
+        house.bed.ssh("systemctl start --no-block k3s-agent", "h4")
+    until_ready(house, "h1", HOSTS)
+    again = passed(house.site(servers, ["h4"], *options, "-e", "gateway_volume_lost=true", k3s_datastore="etcd"))
+    assert again.count("changed") == 0, "a volume that is not lost stays"
+
+
 def test_an_agent_is_removed_and_its_host_clean(house: House) -> None:
     inventory = house.inventory(["h1", "h2", "h3"], ["h4"])
+    image = house.kubectl("get", "deployment", "gateway", "-n", "hearth", "-o", "jsonpath={.spec.template.spec.containers[0].image}")
+    claim = {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "of-h4"},
+             "spec": {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "1Mi"}}}}
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "of-h4"}, "spec": {
+        "nodeSelector": {"kubernetes.io/hostname": "h4"}, "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "of-h4"}}],
+        "terminationGracePeriodSeconds": 1,
+        "containers": [{"name": "sleep", "image": image, "command": ["sleep", "3600"],
+                        "volumeMounts": [{"name": "data", "mountPath": "/data"}]}]}}
+    for item in (claim, pod):
+        house.bed.ssh(f"echo '{json.dumps(item)}' | KUBECACHEDIR=/run/kubectl-cache /usr/local/bin/k3s kubectl create -n default -f -")
+    house.kubectl("wait", "pod/of-h4", "-n", "default", "--for=condition=Ready", "--timeout=60s", within_s=60)
+    run = play("playbooks/remove_node.yml", inventory, "-e", "node=h4")
+    assert run.rc != 0
+    assert "the data of default/of-h4 lie on h4 alone" in " ".join(run.output.lower().split()), run.output[-3000:]
     run = passed(play("playbooks/remove_node.yml", inventory, "-e", "node=h4", "-e", "remove_node_delete_volumes=true"))
-    assert "Take it out of the inventory" in run.output
+    assert "and with it the data of default/of-h4. Take it out of the inventory" in " ".join(run.output.split()), run.output[-3000:]
+    assert "of-h4" not in house.kubectl("get", "pvc", "-n", "default", "-o", "name")
+    assert volumes_of(house, "h4") == []
     assert set(house.nodes()) == {"h1", "h2", "h3"}
     assert "h4.node-password.k3s" not in house.kubectl("get", "secrets", "-n", "kube-system", "-o", "name")
     places = "/usr/local/bin/k3s* /etc/rancher /var/lib/rancher /var/lib/kubelet /etc/systemd/system/k3s*"
@@ -444,7 +494,11 @@ def test_a_restore_that_cannot_work_costs_nothing(house: House, tmp_path: Path) 
 
 
 def test_two_of_three_servers_are_lost_for_good_and_a_snapshot_brings_the_cluster_to_new_ones(house: House, tmp_path: Path) -> None:
-    """A majority that does not come back: its machines are replaced, one server and the agent have their old disks."""
+    """A majority that does not come back: its machines are replaced, one server and the agent have their old disks.
+
+    Among the new disks is the one with the gateway's volume.
+    """
+    assert volumes_of(house, "h1") == ["gateway-data"]
     house.kubectl("create", "configmap", "before-the-snapshot", "-n", "default")
     house.bed.ssh("/usr/local/bin/k3s etcd-snapshot save --name topology")
     house.kubectl("create", "configmap", "after-the-snapshot", "-n", "default")
@@ -468,7 +522,10 @@ def test_two_of_three_servers_are_lost_for_good_and_a_snapshot_brings_the_cluste
     assert token not in run.output
     found = house.kubectl("get", "configmaps", "-n", "default", "-o", "name")
     assert "before-the-snapshot" in found and "after-the-snapshot" not in found
+    assert "hearth_gateway-data were on a disk that is gone, and are empty now" in " ".join(run.output.split()), run.output[-3000:]
     until_back(house, "h1")
+    assert streamed(passed(house.site(["h1", "h2", "h3"], ["h4"], "--tags", "gateway", k3s_datastore="etcd", k3s_token=token)))
+    assert volumes_of(house, "h1") == ["gateway-data"]
 
 
 # --- upgraded

@@ -49,6 +49,11 @@ class Cluster:
         self.held: dict[str, str] = {}
         self.conflicts = 0
         self.forgets = True
+        self.in_use = False
+
+    @property
+    def claims(self) -> set[str]:
+        return {v["spec"]["claimRef"]["name"] for v in self.volumes}
 
     def run(self, words: list[str], data: str | None) -> tuple[int, str, str]:
         assert words[:2] == ["/usr/local/bin/k3s", "kubectl"], words
@@ -70,6 +75,8 @@ class Cluster:
         kind, name = path.split("/")[-2:]
         if kind == "secrets":
             return {"metadata": {"name": name}} if name in self.secrets else "NotFound"
+        if kind == "persistentvolumeclaims":
+            return {"metadata": {"name": name}} if name in self.claims else "NotFound"
         return self.nodes.get(name, "NotFound")
 
     def replace(self, path: str, body: Any) -> Any:
@@ -91,6 +98,11 @@ class Cluster:
         kind, name = path.split("/")[-2:]
         if kind == "secrets":
             self.secrets.discard(name)
+            return {}
+        if kind == "persistentvolumes":
+            return {}  # marked; it goes with its claim
+        if kind == "persistentvolumeclaims":
+            self.volumes = [v for v in self.volumes if self.in_use or v["spec"]["claimRef"]["name"] != name]
             return {}
         if name not in self.nodes:
             return "NotFound"
@@ -234,12 +246,39 @@ def test_volumes_are_not_lost_by_the_way(run_module: Run, cluster: Cluster) -> N
     assert seen["volumes"] == ["ns/by-field", "ns/chats"]
     assert "ns/by-field, ns/chats lie on a1 alone" in seen["refused"]
     assert run_module(cluster_node.main, name="a1", state="absent")["failed"] is True
-    assert run_module(cluster_node.main, name="a1", state="absent", delete_volumes=True)["changed"] is True
+    assert run_module(cluster_node.main, name="a1", state="absent", volumes="leave")["changed"] is True
+    assert cluster.claims == {"chats", "by-field", "other"} and len(cluster.volumes) == 3
+
+
+def test_volumes_that_may_go_take_their_claims_along(run_module: Run, cluster: Cluster) -> None:
+    """A claim that stayed would bind its pods to the node that is gone, for ever."""
+    cluster.volumes = [volume("chats", "a1"), volume("other", "h1")]
+    assert run_module(cluster_node.main, name="a1", state="absent", volumes="delete")["volumes"] == ["ns/chats"]
+    assert cluster.calls == [
+        "delete /api/v1/nodes/a1", "delete /api/v1/persistentvolumes/pv-chats", "delete /api/v1/namespaces/ns/persistentvolumeclaims/chats",
+    ]  # fmt: skip
+    assert cluster.claims == {"other"} and [v["metadata"]["name"] for v in cluster.volumes] == ["pv-other"]
+
+
+def test_volumes_of_a_node_that_is_no_longer_known_are_found_by_its_name(run_module: Run, cluster: Cluster) -> None:
+    """A host that comes back, or a removal that was cut off between the node and its claims."""
+    cluster.volumes = [volume("chats", "a9"), volume("other", "h1")]
+    cluster.volumes[0]["spec"]["hostPath"] = {"path": "/var/lib/rancher/k3s/storage/pvc-1", "type": "DirectoryOrCreate"}
+    seen = run_module(cluster_node.main, name="a9", state="seen")
+    assert (seen["exists"], seen["volumes"], seen["folders"]) == (False, ["ns/chats"], ["/var/lib/rancher/k3s/storage/pvc-1"])
+    assert run_module(cluster_node.main, name="a9", state="absent", volumes="delete")["changed"] is True
+    assert cluster.claims == {"other"}
+
+
+def test_a_claim_that_a_pod_has_is_told(run_module: Run, cluster: Cluster) -> None:
+    cluster.volumes, cluster.in_use = [volume("chats", "a1")], True
+    said = run_module(cluster_node.main, name="a1", state="absent", volumes="delete")["msg"]
+    assert said == "Node a1 is removed, but after 300 s pods still have the claims ns/chats"
 
 
 def test_a_look_says_whether_there_is_such_a_node(run_module: Run, cluster: Cluster) -> None:
     assert run_module(cluster_node.main, name="h9", state="seen") | {"invocation": None} == {
-        "changed": False, "exists": False, "ready": False, "refused": "", "left": [], "volumes": [], "invocation": None,
+        "changed": False, "exists": False, "ready": False, "refused": "", "left": [], "volumes": [], "folders": [], "invocation": None,
     }  # fmt: skip
     assert run_module(cluster_node.main, name="a1", state="seen")["ready"] is True
     assert cluster.calls == []

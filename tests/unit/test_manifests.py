@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from ansible_collections.homelab.hearth.plugins.module_utils._k8s import NoClusterError
+from ansible_collections.homelab.hearth.plugins.module_utils._k8s import ClusterError, NoClusterError
 from ansible_collections.homelab.hearth.plugins.modules import gateway_token, manifests
 
 from tests.unit.fake_cluster import FakeCluster, Object
@@ -314,3 +314,73 @@ def test_what_must_not_be_applied_is_refused_before_anything_is_written(
     assert result["failed"]
     assert message in result["msg"]
     assert cluster.writes == []
+
+
+# -- volumes of nodes that are gone -----------------------------------------------------------------------------------
+
+CLAIM = made("PersistentVolumeClaim", "data", spec={"resources": {"requests": {"storage": "1Gi"}}})
+
+
+@pytest.fixture
+def bound(cluster: FakeCluster, apply: Run) -> FakeCluster:
+    """The claim is bound to a volume that lies on h4 alone."""
+    apply([*ALL, CLAIM])
+    rule = {"key": "kubernetes.io/hostname", "operator": "In", "values": ["h4"]}
+    affinity = {"required": {"nodeSelectorTerms": [{"matchExpressions": [rule]}]}}
+    cluster.apply(made("PersistentVolume", "pv-1", None, spec={"nodeAffinity": affinity}))
+    cluster.objects["PersistentVolumeClaim", "hearth", "data"]["spec"]["volumeName"] = "pv-1"
+    cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "h1", "labels": {"kubernetes.io/hostname": "h1"}}})
+    cluster.apply({"apiVersion": "v1", "kind": "Node", "metadata": {"name": "node-4", "labels": {"kubernetes.io/hostname": "h4"}}})
+    cluster.writes.clear()
+    return cluster
+
+
+def test_a_volume_whose_node_is_gone_is_told_before_anything_is_applied(bound: FakeCluster, apply: Run) -> None:
+    del bound.objects["Node", None, "node-4"]
+    said = apply([*ALL, CLAIM], lost_volumes_way_out="-e gateway_volume_lost=true")["msg"]
+    assert said.startswith("The data of PersistentVolumeClaim hearth/data lie on node h4 alone, and the cluster has no such node any more.")
+    assert said.endswith("begin with an empty volume: -e gateway_volume_lost=true")
+    assert bound.writes == []
+
+
+def test_an_empty_volume_takes_the_place_of_a_lost_one(bound: FakeCluster, apply: Run) -> None:
+    del bound.objects["Node", None, "node-4"]
+    result = apply([*ALL, CLAIM], lost_volumes="replace")
+    assert bound.writes == ["delete PersistentVolume pv-1", "delete PersistentVolumeClaim data", "apply PersistentVolumeClaim data"]
+    assert (result["pruned"], result["created"]) == (["PersistentVolumeClaim hearth/data"],) * 2
+    assert "volumeName" not in bound.objects["PersistentVolumeClaim", "hearth", "data"]["spec"]
+
+
+@pytest.mark.parametrize("choice", ["fail", "replace"])
+def test_a_volume_whose_node_is_known_stays(bound: FakeCluster, apply: Run, choice: str) -> None:
+    apply([*ALL, CLAIM], lost_volumes=choice)
+    assert not [write for write in bound.writes if write.startswith("delete")]
+
+
+def test_a_check_of_a_lost_volume_deletes_nothing(bound: FakeCluster, apply: Run) -> None:
+    del bound.objects["Node", None, "node-4"]
+    result = apply([*ALL, CLAIM], lost_volumes="replace", check=True)
+    assert result["pruned"] == ["PersistentVolumeClaim hearth/data"]
+    assert bound.writes == []
+
+
+def test_who_may_not_see_nodes_is_not_stopped(bound: FakeCluster, apply: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    del bound.objects["Node", None, "node-4"]
+    seen = bound.find
+
+    def find(api_version: str, kind: str, selector: str, namespace: str | None = None) -> list[Object]:
+        if kind == "Node":
+            raise ClusterError("cannot list Node: HTTP 403: forbidden", 403)
+        return seen(api_version, kind, selector, namespace)
+
+    monkeypatch.setattr(bound, "find", find)
+    assert "failed" not in apply([*ALL, CLAIM])
+
+
+def test_a_claim_that_a_pod_has_is_told_in_time(bound: FakeCluster, apply: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    del bound.objects["Node", None, "node-4"]
+    clock = iter(range(10_000))
+    monkeypatch.setattr(manifests.time, "monotonic", lambda: float(next(clock)))
+    monkeypatch.setattr(bound, "delete", lambda _definition, grace_s=None: None)
+    said = apply([*ALL, CLAIM], lost_volumes="replace")["msg"]
+    assert said == "PersistentVolumeClaim hearth/data was deleted and is still there after 180 s: a pod has it"
