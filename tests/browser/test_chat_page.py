@@ -823,9 +823,9 @@ def test_the_newest_text_stays_in_sight_when_the_keyboard_opens(browser: Browser
     wait_until_answered(page)
     from_end = "() => scroller.scrollHeight - scroller.scrollTop - scroller.clientHeight"
     page.set_viewport_size({"width": 360, "height": 400})
-    page.wait_for_function(f"({from_end})() < 2 && innerHeight === 400", timeout=ANSWER_MS)
+    page.wait_for_function(f"() => ({from_end})() < 2 && innerHeight === 400", timeout=ANSWER_MS)
     page.fill("#draft", "a line\n" * 5)
-    page.wait_for_function(f"({from_end})() < 2 && draft.clientHeight > 100", timeout=ANSWER_MS)
+    page.wait_for_function(f"() => ({from_end})() < 2 && draft.clientHeight > 100", timeout=ANSWER_MS)
     shot(page, "360-light-keyboard")
     # Whoever reads further up is left there.
     page.evaluate("scroller.scrollTop = 0")

@@ -199,7 +199,7 @@ def test_a_database_that_is_replaced_under_the_service_is_told(own: Make, vendor
     shutil.copy(file, file.with_name("restored"))
     file.with_name("restored").rename(file)
     wait_for(lambda: status(gateway, "/readyz") == 503, "readiness to drop")
-    told = [event["problem"] for event in gateway.events("store-problem")]
+    told = [event["problem"] for event in wait_for(lambda: gateway.events("store-problem"), "the fault to be told")]
     assert told == ["the database's file was taken away or replaced while it was in use: start the service again"]
     assert gateway.metric("hearth_ledger_failing") == 1
     # Who does not ask for readiness is refused too: what is used now would be counted nowhere.
