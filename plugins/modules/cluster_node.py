@@ -265,10 +265,14 @@ def delete_volumes(node: Node, volumes: dict[str, Object]) -> None:
     claims = {}
     for claim, volume in volumes.items():
         namespace, _slash, name = claim.partition("/")
-        claims[claim] = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
+        path = f"/api/v1/namespaces/{namespace}/persistentvolumeclaims/{name}"
         # First the volume, which is marked and waits for its claim: else a provisioner would try to clean up on a node that is gone.
         node.kubectl.delete(f"/api/v1/persistentvolumes/{volume['metadata']['name']}")
-        node.kubectl.delete(claims[claim])
+        found = node.kubectl.get(path)
+        # A volume that was kept may remember a claim whose namesake has another volume by now.
+        if found is not None and found["spec"].get("volumeName") == volume["metadata"]["name"]:
+            claims[claim] = path
+            node.kubectl.delete(path)
     deadline = time.monotonic() + node.timeout_s
     while left := sorted(claim for claim, path in claims.items() if node.kubectl.get(path) is not None):
         if time.monotonic() > deadline:

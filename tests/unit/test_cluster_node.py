@@ -55,6 +55,11 @@ class Cluster:
     def claims(self) -> set[str]:
         return {v["spec"]["claimRef"]["name"] for v in self.volumes}
 
+    @property
+    def bound_to(self) -> dict[str, str]:
+        """Volume by claim; of several that name it, the last one."""
+        return {v["spec"]["claimRef"]["name"]: v["metadata"]["name"] for v in self.volumes}
+
     def run(self, words: list[str], data: str | None) -> tuple[int, str, str]:
         assert words[:2] == ["/usr/local/bin/k3s", "kubectl"], words
         verb, path = words[3], words[5]
@@ -76,7 +81,7 @@ class Cluster:
         if kind == "secrets":
             return {"metadata": {"name": name}} if name in self.secrets else "NotFound"
         if kind == "persistentvolumeclaims":
-            return {"metadata": {"name": name}} if name in self.claims else "NotFound"
+            return {"metadata": {"name": name}, "spec": {"volumeName": self.bound_to[name]}} if name in self.claims else "NotFound"
         return self.nodes.get(name, "NotFound")
 
     def replace(self, path: str, body: Any) -> Any:
@@ -258,6 +263,14 @@ def test_volumes_that_may_go_take_their_claims_along(run_module: Run, cluster: C
         "delete /api/v1/nodes/a1", "delete /api/v1/persistentvolumes/pv-chats", "delete /api/v1/namespaces/ns/persistentvolumeclaims/chats",
     ]  # fmt: skip
     assert cluster.claims == {"other"} and [v["metadata"]["name"] for v in cluster.volumes] == ["pv-other"]
+
+
+def test_a_claim_that_has_another_volume_by_now_stays(run_module: Run, cluster: Cluster) -> None:
+    """A volume that is kept (reclaim policy Retain) goes on naming the claim that it had."""
+    cluster.volumes = [volume("chats", "a1"), volume("chats", "h1")]
+    cluster.volumes[1]["metadata"]["name"] = "pv-new"
+    assert run_module(cluster_node.main, name="a1", state="absent", volumes="delete")["changed"] is True
+    assert cluster.calls == ["delete /api/v1/nodes/a1", "delete /api/v1/persistentvolumes/pv-chats"]
 
 
 def test_volumes_of_a_node_that_is_no_longer_known_are_found_by_its_name(run_module: Run, cluster: Cluster) -> None:
