@@ -15,6 +15,7 @@ description:
   - V(present) makes the given change, and opens the node again when this module emptied it.
   - V(emptied) closes the node to new pods and sends its pods elsewhere, within their disruption budgets. Pods that cannot live
     elsewhere stay, unless O(for_good). When a pod does not leave in time, the node is opened again and the module fails.
+    First it waits until a controller manager leads, without which requests would be sent to pods that are gone.
   - V(absent) deletes the node, with which k3s deletes its password and, for a server, its member of etcd. See O(volumes).
 author:
   - The Hearth developers (@hearth)
@@ -114,6 +115,9 @@ Object = dict[str, Any]
 ATTEMPTS = 5
 ETCD_ROLE = "node-role.kubernetes.io/etcd"
 SERVER_ROLE = "node-role.kubernetes.io/control-plane"
+CONTROLLERS = "/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/kube-controller-manager"
+# Who takes over waits until the lease of the one before has run out (15 s), and an election may have to be repeated.
+LED_WITHIN_S = 60
 
 
 class NodeError(Exception):
@@ -195,6 +199,30 @@ def evict(kubectl: Kubectl, pod: Object) -> str:
     return ""
 
 
+def until_led(kubectl: Kubectl) -> None:
+    """Wait until a controller manager is at work.
+
+    When the server that leads is restarted, its lease has to run out before another takes over. For so long nobody tells the
+    nodes that a pod is leaving, and requests are still sent to it when it is gone.
+
+    :raises NodeError: nobody leads.
+    """
+    deadline = time.monotonic() + LED_WITHIN_S
+    seen: tuple[str, str] | None = None
+    while (lease := kubectl.get(CONTROLLERS)) is not None:  # without an election there is no lease
+        holder, renewed = lease["spec"].get("holderIdentity", ""), lease["spec"].get("renewTime", "")
+        if seen is not None and holder and holder == seen[0] and renewed != seen[1]:
+            return
+        if seen is None or holder != seen[0]:
+            seen = (holder, renewed)
+        if time.monotonic() > deadline:
+            raise NodeError(
+                f"no controller manager renewed its lease within {LED_WITHIN_S} s, and without one the nodes are not told which pods "
+                "leave. See `journalctl -u k3s` on the servers"
+            )
+        time.sleep(0.5)
+
+
 def empty(node: Node, for_good: bool) -> list[str]:
     """Close the node and send its pods away.
 
@@ -203,6 +231,7 @@ def empty(node: Node, for_good: bool) -> list[str]:
     seen = node.read()
     if seen is None:
         raise NodeError(f"there is no node {node.name}")
+    until_led(node.kubectl)
     node.write({"annotations": {_k3s_node.ANNOTATION_EMPTIED: "true"}, "unschedulable": True})
     bound = node.volumes(seen)
     asked: dict[str, str] = {}

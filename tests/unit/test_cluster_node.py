@@ -50,6 +50,8 @@ class Cluster:
         self.conflicts = 0
         self.forgets = True
         self.in_use = False
+        # Holder and time of the controller manager's lease, as they are seen one after another; the last one stays.
+        self.leases: list[tuple[str, str]] = [("h1_x", "t1"), ("h1_x", "t2")]
 
     @property
     def claims(self) -> set[str]:
@@ -78,6 +80,9 @@ class Cluster:
         if path.startswith("/api/v1/pods?"):
             return {"items": [p for p in self.pods if p["spec"]["nodeName"] == path.rpartition("%3D")[2]]}
         kind, name = path.split("/")[-2:]
+        if kind == "leases":
+            holder, renewed = self.leases.pop(0) if len(self.leases) > 1 else self.leases[0] if self.leases else ("", "")
+            return {"spec": {"holderIdentity": holder, "renewTime": renewed}} if holder else "NotFound"
         if kind == "secrets":
             return {"metadata": {"name": name}} if name in self.secrets else "NotFound"
         if kind == "persistentvolumeclaims":
@@ -215,6 +220,41 @@ def test_a_node_that_a_person_closed_stays_closed(run_module: Run, cluster: Clus
     cluster.nodes["h2"]["spec"]["unschedulable"] = True
     assert run_module(cluster_node.main, name="h2", state="present")["changed"] is False
     assert not opened(cluster, "h2")
+
+
+@pytest.mark.parametrize(
+    ("leases", "looks"),
+    [
+        ([("h1_x", "t1"), ("h1_x", "t2")], 2),
+        # The leader was just restarted: its lease runs out, another has it, and has it still a moment later.
+        ([("h1_x", "t1")] * 20 + [("h2_y", "t3"), ("h2_y", "t3"), ("h2_y", "t4")], 23),
+        ([], 1),  # no election
+    ],
+)
+def test_no_pod_leaves_while_no_controller_manager_leads(
+    run_module: Run, cluster: Cluster, leases: list[tuple[str, str]], looks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node that is not told that a pod is leaving sends requests to where it was."""
+    cluster.pods, cluster.leases = [pod("gateway")], list(leases)
+    seen: list[int] = []
+    get = cluster.get
+
+    def counted(path: str, body: Any) -> Any:
+        if path == cluster_node.CONTROLLERS:
+            assert cluster.calls == [], "nothing is changed before"
+            seen.append(1)
+        return get(path, body)
+
+    monkeypatch.setattr(cluster, "get", counted)
+    assert run_module(cluster_node.main, name="h2", state="emptied")["left"] == ["ns/gateway"]
+    assert len(seen) == looks
+
+
+def test_a_cluster_that_nobody_leads_is_told_and_nothing_is_changed(run_module: Run, cluster: Cluster) -> None:
+    cluster.pods, cluster.leases = [pod("gateway")], [("h1_x", "t1")]
+    said = run_module(cluster_node.main, name="h2", state="emptied")["msg"]
+    assert said.startswith("No controller manager renewed its lease within 60 s")
+    assert cluster.calls == [] and opened(cluster, "h2")
 
 
 # -- absent -----------------------------------------------------------------------------------------------------------
