@@ -269,7 +269,8 @@ def test_what_is_hardly_meant_is_a_warning(files: Path, capsys: Any) -> None:
                     + "limits: {programs: {home-assitant: {tokens_per_day: 5}, home-assistant: {tokens_per_day: 5}}}\n")
     assert main(["check-config", "--files", str(file)]) == 0
     said = capsys.readouterr().err
-    assert "warning: limits.programs.home-assitant: no token in " in said
+    told = f"no token in {files}/tokens is called 'home-assitant'; did you mean 'home-assistant'?"
+    assert f"warning: limits.programs.home-assitant: {told}" in said
     assert "warning: prices[0].date: 2999-01-01 is in the future" in said
     assert "programs.home-assistant:" not in said
     assert main(["check-config", str(file)]) == 0
