@@ -381,7 +381,7 @@ class Run:
                 continue
             nodes = _drain.nodes_of(volume)
             if nodes and not known:
-                known = {name for node in self.cluster.find("v1", "Node", "") for name in _drain.names_of(node)}
+                known = set().union(*map(_drain.names_of, self.cluster.find("v1", "Node", "")))
             if nodes and not nodes & known:
                 found.append((claim, volume, ", ".join(sorted(nodes))))
         return found
